@@ -31,7 +31,7 @@ def environment():
 
 
 def main(arguments):
-    ready, lacking = notebooks.runnable()
+    ready, lacking = notebooks.runnable(notebooks.paths())
     for path, names in lacking.items():
         print(f"{path}: NOT CHECKED for want of {', '.join(names)}; set QBOOK_DATA to their folder")
     report = Path("_build", "reports", "lacking.json")

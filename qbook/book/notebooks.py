@@ -151,25 +151,30 @@ def is_stale(path, root="."):
     return notebook.metadata.get("qbook", {}).get("key") != key(notebook, root)
 
 
-def runnable(root="."):
+def runnable(chosen):
     """-> (notebooks whose data can be had, {notebook: the files it lacks}); tries to fetch them."""
     import nbformat
 
-    from qbook import data
-
-    ready, lacking = [], {}
-    for path in paths(root):
-        lacks = []
-        for name in needs(nbformat.read(path, as_version=4)):
-            try:
-                data.fetch(name)
-            except OSError:
-                lacks.append(name)
+    ready, lacking, failed = [], {}, set()
+    for path in chosen:
+        names = needs(nbformat.read(path, as_version=4))
+        lacks = [name for name in names if name in failed or not _fetched(name)]
+        failed.update(lacks)
         if lacks:
             lacking[path] = lacks
         else:
             ready.append(path)
     return ready, lacking
+
+
+def _fetched(name):
+    from qbook import data
+
+    try:
+        data.fetch(name)
+    except OSError:
+        return False
+    return True
 
 
 def _without_magics(code):
@@ -201,7 +206,7 @@ def main(arguments):
     """Run stale notebooks (``--all``: every one; paths: these)."""
     chosen = [Path(a) for a in arguments if not a.startswith("--")] or paths()
     chosen = [path for path in chosen if "--all" in arguments or is_stale(path)]
-    lacking = runnable()[1] if chosen else {}
+    lacking = runnable(chosen)[1]
     for path in chosen:
         if path in lacking:
             print(f"{path}: stale, but not run for want of {', '.join(lacking[path])}")

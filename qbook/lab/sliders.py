@@ -103,12 +103,17 @@ def _svg(fig, salt):
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
-    # A tenth of a point is finer than a screen's pixel; names of groups are for editors.
-    svg = re.sub(r"\d+\.\d{2,}", lambda m: f"{float(m[0]):.1f}", svg)
+    # Names of groups are for editors.
+    svg = re.sub(r"<[^>]*>", lambda tag: _short(tag[0]), svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: sans-serif", svg)
     svg = re.sub(r'<g id="[a-zA-Z0-9.]+_\d+">', "<g>", svg)
     svg = re.sub(r"stroke-(?:linejoin: miter|linecap: (?:butt|square|projecting));? ?", "", svg)
     return re.sub(r"\s*\n\s*", " ", svg)
+
+
+def _short(tag):
+    """Coordinates to a tenth of a point, finer than a screen's pixel; text is no tag."""
+    return re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", tag)
 
 
 def _words(key):

@@ -136,6 +136,13 @@ def test_a_slider_is_the_same_from_run_to_run_and_its_ids_are_unique():
     assert len(drawn) == len(set(drawn))
 
 
+def test_numbers_in_a_slider_s_text_are_not_rounded(monkeypatch):
+    html = sliders.static_html(
+        lambda bits: frame(bits, 0.991), "fig-s", {"bits": [2]}, {"bits": 2}, "a", "c"
+    )
+    assert "2 and 0.991" in html
+
+
 def test_a_slider_s_frames_are_checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QBOOK_FIGURES", "update")
