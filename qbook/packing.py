@@ -1,0 +1,135 @@
+"""Packing: several codes in one byte, so that a 4-bit weight costs four bits.
+
+Codes of 1, 2 or 4 bits lie side by side, the first in the lowest bits ("little end first"):
+
+    byte = code[0] + code[1] * 2^bits + code[2] * 2^(2 bits) + ...            8 / bits codes a byte
+
+Ternary codes are digits of a number to base 3, since 3^5 = 243 fits a byte (8 / 5 = 1.6 bits each;
+the bound is log2 3 = 1.585 bits):
+
+    byte = (code[0] + 1) + (code[1] + 1) * 3 + ... + (code[4] + 1) * 3^4      five codes a byte
+
+The last axis is packed and the others are kept: a row of weights stays a row of bytes, as a kernel
+that gives each row to one worker wants it.  An incomplete last byte is filled with code 0.
+Book: 2.5
+"""
+
+from array_api_compat import array_namespace, device
+
+TRITS = 5
+
+
+def pack(codes, bits):
+    """codes [..., n] -> bytes [..., ceil(n * bits / 8)] uint8.
+
+    bits:  1, 2 or 4
+    codes: integers, NumPy or torch.  Either all of 0 .. 2^bits - 1, or, once one is negative, all
+           of -2^(bits-1) .. 2^(bits-1) - 1; these are stored in two's complement
+    Raises ValueError for other bits, for codes that are not integers, have no axis or do not fit.
+    """
+    _check_bits(bits)
+    xp = array_namespace(codes)
+    low, high = _extremes(codes)
+    qmin, qmax = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if low < 0 else (0, 2**bits - 1)
+    if not qmin <= low <= high <= qmax:
+        raise ValueError(
+            f"codes from {low} to {high} do not fit bits={bits}: "
+            f"choose {-(2 ** (bits - 1))} to {2 ** (bits - 1) - 1} or 0 to {2**bits - 1}"
+        )
+    # Two's complement: the lowest bits of a negative number, whatever its width.
+    digits = xp.astype(codes & (2**bits - 1), xp.uint8)
+    return _join(digits, base=2**bits, count=8 // bits)
+
+
+def unpack(packed, bits, count, *, signed=False):
+    """bytes [..., ceil(count * bits / 8)] uint8 -> codes [..., count], uint8, or int8 if signed.
+
+    The inverse of ``pack``.  Raises ValueError for bits other than 1, 2, 4, for packed that is not
+    uint8, and for a count that needs another number of bytes.
+    """
+    _check_bits(bits)
+    xp = array_namespace(packed)
+    codes = _split(packed, base=2**bits, per_byte=8 // bits, count=count)
+    if not signed:
+        return codes
+    half = 2 ** (bits - 1)
+    # Flipping the sign bit adds half to every code, modulo 2^bits; take it off again.
+    return xp.astype(codes ^ half, xp.int8) - half
+
+
+def pack_ternary(codes):
+    """codes [..., n] in {-1, 0, 1} -> bytes [..., ceil(n / 5)] uint8, each 0 .. 242.
+
+    Raises ValueError for codes that are not integers, have no axis or are not in {-1, 0, 1}.
+    """
+    xp = array_namespace(codes)
+    low, high = _extremes(codes)
+    if low < -1 or high > 1:
+        raise ValueError(f"codes from {low} to {high} are not ternary; choose -1, 0 and 1")
+    return _join(xp.astype(xp.astype(codes, xp.int8) + 1, xp.uint8), base=3, count=TRITS, zero=1)
+
+
+def unpack_ternary(packed, count):
+    """bytes [..., ceil(count / 5)] uint8 -> codes [..., count] int8 in {-1, 0, 1}.
+
+    The inverse of ``pack_ternary``.  Raises ValueError for packed that is not uint8, for a byte
+    above 242, and for a count that needs another number of bytes.
+    """
+    xp = array_namespace(packed)
+    digits = _split(packed, base=3, per_byte=TRITS, count=count)
+    high = _extremes(packed)[1]
+    if high >= 3**TRITS:
+        raise ValueError(f"byte {high} is not five ternary codes; those end at {3**TRITS - 1}")
+    return xp.astype(digits, xp.int8) - 1
+
+
+def _join(digits, *, base, count, zero=0):
+    """digits [..., n] uint8 -> [..., ceil(n / count)]: numbers to a base, lowest digit first."""
+    xp = array_namespace(digits)
+    rows, n = digits.shape[:-1], digits.shape[-1]
+    missing = -n % count
+    filler = xp.full((*rows, missing), zero, dtype=xp.uint8, device=device(digits))
+    digits = xp.reshape(
+        xp.concat([digits, filler], axis=-1), (*rows, (n + missing) // count, count)
+    )
+    packed = digits[..., 0]
+    for place in range(1, count):
+        packed = packed + digits[..., place] * base**place
+    return packed
+
+
+def _split(packed, *, base, per_byte, count):
+    """bytes [..., m] -> their digits [..., count] uint8: the inverse of ``_join``."""
+    xp = array_namespace(packed)
+    if packed.dtype != xp.uint8 or packed.ndim == 0:
+        raise ValueError(
+            f"packed is of type {packed.dtype} and shape {tuple(packed.shape)}; "
+            "pass the uint8 bytes that pack returned"
+        )
+    rows, n = packed.shape[:-1], packed.shape[-1]
+    if count < 0 or -(-count // per_byte) != n:
+        raise ValueError(
+            f"count={count} does not fill {n} bytes of {per_byte} codes; "
+            f"what would work: {max(0, (n - 1) * per_byte + 1)} to {n * per_byte}"
+        )
+    digits = xp.stack([packed // base**place % base for place in range(per_byte)], axis=-1)
+    return xp.reshape(digits, (*rows, n * per_byte))[..., :count]
+
+
+def _check_bits(bits):
+    if bits not in (1, 2, 4):
+        raise ValueError(f"bits={bits!r} do not pack into bytes; choose 1, 2 or 4")
+
+
+def _extremes(codes):
+    """-> lowest and highest code, (0, 0) if there are none."""
+    # By name, because np.isdtype refuses ml_dtypes' types.
+    if "int" not in str(codes.dtype) or codes.ndim == 0:
+        raise ValueError(
+            f"codes are of type {codes.dtype} and shape {tuple(codes.shape)}; "
+            "pass integers with at least one axis"
+        )
+    if 0 in codes.shape:
+        return 0, 0
+    xp = array_namespace(codes)
+    return int(xp.min(codes)), int(xp.max(codes))
