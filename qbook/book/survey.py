@@ -36,21 +36,26 @@ def contents(text):
 
 
 def citations(text):
-    """-> list of (section, number), one for each time that the text cites a number.
+    """-> list of (section, number), one for each number that is cited.
 
     section: the number of the heading above; "0" before the first
     """
     # Blanked out, not removed, so that positions stay.
-    text = NOT_TEXT.sub(lambda match: " " * len(match[0]), text)
-    starts = [(match.start(), match[1]) for match in HEADING.finditer(text)]
-    found = []
-    for match in CITATION.finditer(text):
-        section = "0"
-        for start, number in starts:
-            if start < match.start():
-                section = number
-        found += [(section, int(number)) for number in match[1].split(",")]
-    return found
+    prose = NOT_TEXT.sub(lambda match: " " * len(match[0]), text)
+    return [
+        (_section(text, match.start()), int(number))
+        for match in CITATION.finditer(prose)
+        for number in match[1].split(",")
+    ]
+
+
+def mentions(text, phrase):
+    """-> list of the sections that contain the phrase, one entry each time, in any case.
+
+    A hyphen of the phrase stands for a hyphen or a space.
+    """
+    pattern = re.compile(re.escape(phrase).replace("\\-", "[- ]"), re.I)
+    return [_section(text, match.start()) for match in pattern.finditer(text)]
 
 
 def phases(text):
@@ -65,3 +70,9 @@ def phases(text):
         last = None if match[3] == "Present" else int(match[3])
         found.append(Phase(int(match[1]), int(match[2]), last, cited))
     return found
+
+
+def _section(text, position):
+    """The number of the last heading before a position, "0" if there is none."""
+    numbers = [match[1] for match in HEADING.finditer(text) if match.start() < position]
+    return numbers[-1] if numbers else "0"

@@ -44,6 +44,12 @@ def test_citations_are_found_with_their_section():
     ]  # fmt: skip
 
 
+def test_mentions_ignore_case_and_hyphens():
+    assert survey.mentions(TEXT, "a claim") == ["1"]
+    assert survey.mentions("Mixed-Precision, mixed precision", "mixed-precision") == ["0", "0"]
+    assert survey.mentions(TEXT, "never said") == []
+
+
 def test_headings_and_contents_are_told_apart():
     assert [number for number, _ in survey.headings(TEXT)] == ["1", "1.1", "1.2", "2"]
     assert survey.contents(TEXT) == [("1", "First"), ("2", "Second"), ("3", "Never written")]
