@@ -54,7 +54,7 @@ ledger: $(STAMP)
 	$(BIN)/python -m qbook.book.ledger $(REPORTS)/unit.xml $(REPORTS)/nbval.xml
 
 browser: $(STAMP)
-	$(BIN)/python -m pytest tests/browser -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests/browser -n 2 --dist loadgroup
 
 notebooks: $(STAMP)
 	@$(BIN)/python -m qbook.book.notebooks

@@ -25,7 +25,7 @@ BADGES = {
     "holds": "success",
     "needs a condition": "warning",
     "wrong": "danger",
-    "cannot be checked here": "secondary",
+    "cannot be checked here": "dark",
 }
 
 

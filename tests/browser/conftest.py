@@ -12,6 +12,8 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --allow-file-access-from-files"
 ).split()
+# Findings of the theme's own frame, which the book does not write.
+FRAME = {"landmark-unique", "region"}
 
 
 def pages():
@@ -60,6 +62,51 @@ class Visit:
                 "window.MathJax && MathJax.startup && MathJax.startup.promise !== undefined"
             )
             self.page.evaluate("MathJax.startup.promise")
+
+
+class Report:
+    """What one visit found out about a page, in both themes and on a phone."""
+
+    def __init__(self, visit):
+        from axe_playwright_python.sync_playwright import Axe
+
+        visit.wait_for_maths()
+        page = visit.page
+        self.errors, self.outside = list(visit.errors), list(visit.outside)
+        unset = ".math:not(:has(mjx-container)), mjx-merror, [data-mjx-error]"
+        self.unset_formulas = page.locator(unset).all_inner_texts()
+        self.images = page.locator("main img").evaluate_all(
+            "all => all.map(i => [i.src, i.alt, i.complete && i.naturalWidth > 0])"
+        )
+        self.violations = {}
+        # A colour half-way between two themes is nobody's.
+        page.add_style_tag(content="* { transition: none !important; }")
+        for theme in ("light", "dark"):
+            page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+            # Formulas are read through their assistive MathML.
+            found = Axe().run(page, context={"exclude": [["mjx-container"]]}).response
+            self.violations[theme] = [
+                f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:200]}"
+                for v in found["violations"]
+                if v["impact"] in ("serious", "critical") and v["id"] not in FRAME
+            ]
+        page.set_viewport_size({"width": 390, "height": 800})
+        self.width_on_a_phone = page.evaluate("document.documentElement.scrollWidth")
+
+
+@pytest.fixture(scope="session")
+def report(browser):
+    """report(page) -> Report, made once a page."""
+    reports = {}
+
+    def of(name):
+        if name not in reports:
+            visit = Visit(browser, (HTML / name).as_uri())
+            reports[name] = Report(visit)
+            visit.context.close()
+        return reports[name]
+
+    return of
 
 
 @pytest.fixture

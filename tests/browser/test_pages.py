@@ -5,13 +5,11 @@ import threading
 import pytest
 from conftest import HTML, Visit, pages
 
-each_page = pytest.mark.parametrize("name", pages())
+# A page is opened once and stays with one worker.
+each_page = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in pages()]
+)
 notebooks = [name for name in pages() if name.startswith("notebooks/")]
-# Findings of the theme's own frame, which the book does not write.
-THEME = {
-    "landmark-unique",
-    "region",
-}
 
 
 def test_the_book_is_built():
@@ -19,53 +17,32 @@ def test_the_book_is_built():
 
 
 @each_page
-def test_a_page_loads_without_errors_and_without_a_network(visit, name):
-    opened = visit(name)
-    opened.wait_for_maths()
-    assert opened.errors == []
-    assert opened.outside == []
+def test_a_page_loads_without_errors_and_without_a_network(report, name):
+    assert report(name).errors == []
+    assert report(name).outside == []
 
 
 @each_page
-def test_equations_are_set(visit, name):
-    opened = visit(name)
-    opened.wait_for_maths()
-    for formula in opened.page.locator(".math:not(:has(mjx-container))").all():
-        raise AssertionError(f"not set: {formula.inner_text()}")
-    assert opened.page.locator("mjx-merror, [data-mjx-error]").count() == 0
+def test_equations_are_set(report, name):
+    assert report(name).unset_formulas == []
 
 
 @each_page
-def test_every_image_has_alternative_text_and_is_there(visit, name):
-    images = visit(name).page.locator("article img, main img")
-    for image in images.all():
-        assert image.get_attribute("alt"), image.get_attribute("src")
-        assert image.evaluate("i => i.complete && i.naturalWidth > 0"), image.get_attribute("src")
+def test_every_image_is_there_and_has_alternative_text(report, name):
+    for source, alternative, loaded in report(name).images:
+        assert loaded, source
+        assert alternative, source
 
 
 @each_page
-def test_a_page_fits_a_phone(visit, name):
-    opened = visit(name, width=390, height=800)
-    opened.wait_for_maths()
-    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
+def test_a_page_fits_a_phone(report, name):
+    assert report(name).width_on_a_phone <= 390
 
 
+@each_page
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@each_page
-def test_axe_finds_no_serious_violation(visit, name, theme):
-    from axe_playwright_python.sync_playwright import Axe
-
-    opened = visit(name, color_scheme=theme)
-    opened.page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
-    opened.wait_for_maths()
-    # The maths is read through its assistive MathML; the frame of the theme is not ours.
-    found = Axe().run(opened.page, context={"exclude": [["mjx-container"]]}).response["violations"]
-    serious = [
-        f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:200]}"
-        for v in found
-        if v["impact"] in ("serious", "critical") and v["id"] not in THEME
-    ]
-    assert serious == []
+def test_axe_finds_no_serious_violation(report, name, theme):
+    assert report(name).violations[theme] == []
 
 
 def sliders():
