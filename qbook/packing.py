@@ -11,7 +11,7 @@ the bound is log2 3 = 1.585 bits):
 
 The last axis is packed and the others are kept: a row of weights stays a row of bytes, as a kernel
 that gives each row to one worker wants it.  An incomplete last byte is filled with code 0.
-Book: 2.5
+Book: 2.1.3
 """
 
 from array_api_compat import array_namespace, device
