@@ -21,7 +21,7 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	@touch $@
 
 book: $(STAMP) notebooks
-	@$(MAKE) --no-print-directory _build/html/.built
+	@$(MAKE) -s --no-print-directory _build/html/.built
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 # All pages, because a page quotes results of notebooks that Sphinx does not know it depends on.
