@@ -12,18 +12,13 @@ for bit.  True division differs from it by one code for some x within an ulp of 
 |x - x_hat| <= scale / 2 holds up to that ulp.  Zero is always exactly representable.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device, is_numpy_array, size
 
-from qbook import granularity
-
-# Values quantized at a time on a CPU: the working buffer, 2 MiB of float32, stays in the cache, so
-# that the array is read from memory once.  Smaller blocks cost torch's threads more meetings.
-BLOCK = 2**19
+from qbook import blocks, granularity
 
 
 @dataclass(frozen=True)
@@ -126,16 +121,16 @@ def quantize(x, qparams):
     out = codes.reshape(grouped.shape)
     inverse = 1.0 / scale
     offset = xp.astype(zero_point, scale.dtype)
-    for block in _blocks(grouped):
+    for block in blocks.of(grouped):
         steps = xp.astype(grouped[block], scale.dtype)
         _check_finite(xp, steps)
-        steps = steps * _block_of(inverse, block)
+        steps = steps * blocks.part(inverse, block)
         if is_numpy_array(x):
             steps = np.rint(steps)
-            steps += _block_of(offset, block)
+            steps += blocks.part(offset, block)
             steps = np.clip(steps, qparams.qmin, qparams.qmax)
         else:
-            steps.round_().add_(_block_of(offset, block)).clamp_(qparams.qmin, qparams.qmax)
+            steps.round_().add_(blocks.part(offset, block)).clamp_(qparams.qmin, qparams.qmax)
         out[block] = steps
     return codes
 
@@ -227,32 +222,6 @@ def _broadcast(x, qparams):
             f"{tuple(x.shape)}; choose_qparams(x, ...) makes one that does"
         )
     return x, scale, zero_point
-
-
-def _blocks(x):
-    """Index tuples that cut x into pieces of at most BLOCK values (a GPU takes x whole)."""
-    if x.ndim == 0 or not (is_numpy_array(x) or x.device.type == "cpu"):
-        return [()]
-    return _cut(x.shape)
-
-
-def _cut(shape):
-    row = math.prod(shape[1:])
-    if row <= BLOCK:
-        step = max(1, BLOCK // max(row, 1))
-        for start in range(0, shape[0], step):
-            yield (slice(start, start + step),)
-    else:
-        for index in range(shape[0]):
-            for rest in _cut(shape[1:]):
-                yield (slice(index, index + 1), *rest)
-
-
-def _block_of(param, block):
-    """The part of a broadcast parameter that belongs to a block of x."""
-    return param[
-        tuple(slice(None) if n == 1 else s for s, n in zip(block, param.shape, strict=False))
-    ]
 
 
 def _check_finite(xp, values):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
 
-from qbook import affine
+from qbook import affine, blocks
 
 BITS = [1, 2, 3, 4, 8, 12, 16]
 SCHEMES = [
@@ -176,13 +176,13 @@ def test_every_torch_float_type_gives_the_codes_of_its_exact_values(dtype):
     assert affine.fake_quantize(x, ours).dtype == dtype
 
 
-@pytest.mark.parametrize("block", [1, 2, 5, 6, 30, 10_000])
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 30, 10_000])
 @pytest.mark.parametrize("granularity", [{}, {"axis": 2}, {"axis": (0, 2)}, {"group_size": 3}])
-def test_the_size_of_the_blocks_changes_nothing(monkeypatch, block, granularity):
+def test_the_size_of_the_blocks_changes_nothing(monkeypatch, size, granularity):
     x = sample((4, 5, 6))
     qparams = affine.choose_qparams(x, 4, symmetric=False, **granularity)
     whole = affine.quantize(x, qparams)
-    monkeypatch.setattr(affine, "BLOCK", block)
+    monkeypatch.setattr(blocks, "SIZE", size)
     assert_array_equal(affine.quantize(x, qparams), whole)
 
 

@@ -1,20 +1,16 @@
 """The notebooks' runner: ``python -m qbook.book.notebooks`` runs those whose outputs are stale.
 
-A notebook is stale when its code, a module of qbook that it imports (directly or through others)
-or the pinned packages changed since its outputs were stored.  Its key, seconds and machine stand
-in its metadata under ``qbook``.
+Stale is a notebook whose key (see ``dependencies``) changed since its outputs were stored.  Key,
+seconds and machine stand in its metadata under ``qbook``.
 """
 
-import ast
 import datetime
-import hashlib
 import importlib.metadata
 import os
-import re
 import time
 from pathlib import Path
 
-from qbook.book import config
+from qbook.book import config, dependencies
 
 # The cells that every notebook shares, written by the runner so that the address of the repository
 # stands in one place.
@@ -27,27 +23,6 @@ def paths(root="."):
     return sorted(
         p for p in Path(root, "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
     )
-
-
-def key(notebook, root="."):
-    """Hash of everything the stored outputs depend on."""
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    files = dependencies("\n".join(map(_without_magics, code)), root)
-    digest = hashlib.sha256("\0".join(code).encode())
-    for path in [*files, Path(root, "constraints.txt")]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def dependencies(code, root="."):
-    """The files of qbook that this code imports, and those that they import, sorted."""
-    found, waiting = set(), _imported(code)
-    while waiting:
-        for path in _files(waiting.pop(), root):
-            if path not in found:
-                found.add(path)
-                waiting |= _imported(path.read_text())
-    return sorted(found)
 
 
 def needs(notebook):
@@ -75,7 +50,7 @@ def run(path, root="."):
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "torch", "matplotlib")}
     notebook.metadata["qbook"] = {
         **notebook.metadata.get("qbook", {}),
-        "key": key(notebook, root),
+        "key": dependencies.key(notebook, root),
         "seconds": round(time.perf_counter() - start, 1),
         "machine": cpu_name(),
         "date": datetime.date.today().isoformat(),
@@ -148,7 +123,7 @@ def is_stale(path, root="."):
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
-    return notebook.metadata.get("qbook", {}).get("key") != key(notebook, root)
+    return notebook.metadata.get("qbook", {}).get("key") != dependencies.key(notebook, root)
 
 
 def runnable(chosen):
@@ -175,31 +150,6 @@ def _fetched(name):
     except OSError:
         return False
     return True
-
-
-def _without_magics(code):
-    return re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.M)
-
-
-def _imported(code):
-    """Dotted names below qbook that the code imports; attributes of the package count."""
-    names = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] == "qbook"}
-
-
-def _files(name, root):
-    """The files behind a dotted name: its module or package, and the packages above it."""
-    parts = name.split(".")
-    files = []
-    for end in range(1, len(parts) + 1):
-        base = Path(root, *parts[:end])
-        files += [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.exists()]
-    return files
 
 
 def main(arguments):

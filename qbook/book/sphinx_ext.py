@@ -10,23 +10,16 @@
 """
 
 import base64
-import html
 import json
 from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from docutils.statemachine import StringList
-from sphinx.util.docutils import SphinxDirective, SphinxRole
+from sphinx.util.docutils import SphinxRole
 
-from qbook.book import config, ledger, notebooks
-
-BADGES = {
-    "holds": "success",
-    "needs a condition": "warning",
-    "wrong": "danger",
-    "cannot be checked here": "dark",
-}
+from qbook.book import config, notebooks
+from qbook.book.sphinx_ledger import Ledger, Survey
+from qbook.book.sphinx_markdown import Markdown
 
 
 class Measured(SphinxRole):
@@ -42,81 +35,6 @@ class Measured(SphinxRole):
         return PasteTextRole()(
             "glue:text", f"{{glue:text}}`{target}:s`", f"{target}:s", self.lineno, self.inliner
         )
-
-
-class Markdown(SphinxDirective):
-    """A directive whose content is Markdown made by the program."""
-
-    def parse(self, lines):
-        container = nodes.container()
-        self.state.nested_parse(StringList(lines, self.env.docname), self.content_offset, container)
-        return container.children
-
-
-class Survey(Markdown):
-    """What the survey says on this point, our verdict and the way to the ledger, in the margin."""
-
-    required_arguments = 1
-    final_argument_whitespace = True
-
-    def run(self):
-        claims = _claims(self)
-        lines = [":::{margin} The survey"]
-        for name in self.arguments[0].replace(",", " ").split():
-            if name not in claims:
-                raise self.error(f"no claim {name!r} in book/claims/")
-            claim = claims[name]
-            lines += [
-                f"{_badge(claim)} {claim.claim} [{claim.id}](#claim-{_slug(claim.id)})",
-                "",
-            ]
-        return self.parse([*lines, ":::"])
-
-
-class Ledger(Markdown):
-    """Every claim: what the survey says, the verdict, why, and the cell or test that shows it."""
-
-    def run(self):
-        claims = _claims(self).values()
-        counts = {v: sum(claim.verdict == v for claim in claims) for v in ledger.VERDICTS}
-        lines = [
-            "Of the "
-            + f"{len(claims)} statements examined so far, "
-            + ", ".join(f"{n} {_PHRASES[v]}" for v, n in counts.items())
-            + ".",
-            "",
-        ]
-        section = None
-        for claim in claims:
-            if claim.section != section:
-                section = claim.section
-                lines += [f"## {_heading(section)}", ""]
-            lines += [
-                f"(claim-{_slug(claim.id)})=",
-                f":::{{card}} {claim.id} {_badge(claim)}",
-                f":class-card: claim claim-{_slug(claim.verdict)}",
-                "",
-                f"**The survey says:** {claim.claim}",
-                "",
-                claim.why,
-                "",
-                f"*Source:* {claim.source} · *Page:* {{doc}}`/{claim.page}`"
-                + (f" · *Shown by:* {self.evidence(claim)}" if claim.evidence else ""),
-                ":::",
-                "",
-            ]
-        return self.parse(lines)
-
-    def evidence(self, claim):
-        repository, branch = config.repository(self.env.srcdir)
-        shown = []
-        for item in claim.evidence:
-            path, _, name = item.replace("::", "#").partition("#")
-            if path.endswith(".ipynb"):
-                shown.append(f"{{doc}}`{name} </{path.removesuffix('.ipynb')}>`")
-            else:
-                shown.append(f"[`{name}`]({repository}/blob/{branch}/{path})")
-        return ", ".join(shown)
 
 
 class RunTimes(Markdown):
@@ -194,32 +112,6 @@ class RunIt(Markdown):
                 ":::",
             ]
         )
-
-
-_PHRASES = {
-    "holds": "hold",
-    "needs a condition": "need a condition",
-    "wrong": "are wrong",
-    "cannot be checked here": "cannot be checked here",
-}
-
-
-def _claims(directive):
-    for path in Path(directive.env.srcdir, "book", "claims").rglob("*.yml"):
-        directive.env.note_dependency(str(path))
-    return {claim.id: claim for claim in ledger.load(directive.env.srcdir)}
-
-
-def _badge(claim):
-    return f"{{bdg-{BADGES[claim.verdict]}}}`{ledger.VERDICTS[claim.verdict]}`"
-
-
-def _heading(section):
-    return "The survey's abstract" if section == "0" else f"The survey's section {section}"
-
-
-def _slug(text):
-    return html.escape(text).replace(".", "-").replace(" ", "-")
 
 
 def _drop_thebe(app, pagename, templatename, context, doctree):

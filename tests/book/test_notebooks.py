@@ -105,34 +105,6 @@ def test_the_repository_s_address_stands_in_one_place():
     assert project == url
 
 
-def test_dependencies_follow_imports_through_the_package(tmp_path):
-    for name, text in {
-        "qbook/__init__.py": "",
-        "qbook/a.py": "from qbook import b\n",
-        "qbook/b.py": "import numpy\n",
-        "qbook/room/__init__.py": "",
-        "qbook/room/c.py": "import qbook.a\n",
-        "qbook/other.py": "",
-    }.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    found = notebooks.dependencies("from qbook.room import c", tmp_path)
-    names = [p.relative_to(tmp_path / "qbook").as_posix() for p in found]
-    assert names == ["__init__.py", "a.py", "b.py", "room/__init__.py", "room/c.py"]
-
-
-def test_editing_a_module_makes_exactly_its_notebooks_stale(tmp_path):
-    for name in ("qbook/a.py", "qbook/b.py", "constraints.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x = 1\n")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("from qbook import a")])
-    before = notebooks.key(notebook, tmp_path)
-    (tmp_path / "qbook/b.py").write_text("x = 2\n")
-    assert notebooks.key(notebook, tmp_path) == before
-    (tmp_path / "qbook/a.py").write_text("x = 2\n")
-    assert notebooks.key(notebook, tmp_path) != before
-
-
 def test_metadata_tell_where_and_when_the_outputs_were_made():
     for path in notebooks.paths(ROOT):
         about = json.loads(path.read_text())["metadata"]["qbook"]
