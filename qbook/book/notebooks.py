@@ -45,6 +45,7 @@ def run(path, root="."):
         notebook,
         timeout=300,
         kernel_name="python3",
+        coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "torch", "matplotlib")}
