@@ -203,6 +203,11 @@ def _code_dtype(xp, qparams):
 
 def _broadcast(x, qparams):
     """x split into its groups, with scale and zero_point of as many dimensions."""
+    if is_numpy_array(x) != is_numpy_array(qparams.scale):
+        raise ValueError(
+            f"x is a {type(x).__name__} and the scale a {type(qparams.scale).__name__}; "
+            "choose the parameters from arrays of x's library"
+        )
     if qparams.group_axis is not None:
         groups = qparams.scale.shape[qparams.group_axis]
         x = granularity.split_groups(x, x.shape[qparams.group_axis] // groups, qparams.group_axis)

@@ -255,6 +255,12 @@ def test_a_scale_that_does_not_fit_names_both_shapes():
         affine.quantize(sample((3, 4)), affine.choose_qparams(sample((2, 4)), 8, axis=1))
 
 
+def test_arrays_of_two_libraries_are_refused_by_name():
+    qparams = affine.qparams_from_range(-1.0, 1.0, 8)
+    with pytest.raises(ValueError, match="x is a Tensor and the scale a ndarray"):
+        affine.quantize(torch.ones(3), qparams)
+
+
 def test_integers_and_empty_ranges_are_refused():
     with pytest.raises(ValueError, match="int64"):
         affine.choose_qparams(np.arange(5), 8)
