@@ -39,6 +39,9 @@ class Ledger(Markdown):
 
     def run(self):
         claims = _claims(self).values()
+        problems = ledger.missing_evidence(claims, self.env.srcdir)
+        if problems:
+            raise self.error("; ".join(problems))
         counts = {v: sum(claim.verdict == v for claim in claims) for v in ledger.VERDICTS}
         lines = [
             "Of the "
