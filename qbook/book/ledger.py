@@ -59,9 +59,12 @@ def load(root="."):
     twice = {i for i in ids if ids.count(i) > 1}
     if twice:
         raise ValueError(f"claims listed twice: {sorted(twice)}")
-    return sorted(
-        claims, key=lambda claim: [int(n) for n in re.findall(r"\d+", claim.id)] + [claim.id]
-    )
+    return sorted(claims, key=_place)
+
+
+def _place(claim):
+    """Section 2.2 before 2.10, and 3.1 before 3.1.1-a."""
+    return [int(n) for n in re.findall(r"\d+", claim.id)], claim.id
 
 
 def _claim(entry, page):

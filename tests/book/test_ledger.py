@@ -105,6 +105,14 @@ def test_a_renamed_test_or_cell_is_told(book):
     assert len(ledger.missing_evidence(ledger.load(book), book)) == 2
 
 
+def test_claims_come_in_the_order_of_the_survey_s_sections(book):
+    ids = ["2.2-b", "2.10", "3.1", "3.1.1-a", "3.1.1-b", "0.1"]
+    entries = "".join(ENTRY.replace("2.2-b", f'"{name}"') for name in ids)
+    (book / "book/claims/02/error.yml").write_text(entries)
+    order = [claim.id for claim in ledger.load(book)]
+    assert order == ["0.1", "2.2-b", "2.10", "3.1", "3.1.1-a", "3.1.1-b"]
+
+
 @pytest.mark.parametrize("outcome", ["<failure/>", "<error/>"])
 def test_evidence_that_failed_is_told(book, outcome):
     report(book, test=outcome)
