@@ -16,7 +16,7 @@ def weights(model):
 
     Linear and convolution layers, in the model's order.  The tensors are detached copies.
     """
-    return {name: layer.weight.detach().flatten(1).clone() for name, layer in _layers(model)}
+    return {name: layer.weight.detach().flatten(1).clone() for name, layer in layers(model)}
 
 
 def replace(model, matrices):
@@ -26,11 +26,11 @@ def replace(model, matrices):
     Raises ValueError for a name the model does not have, and for a matrix of another shape.
     """
     replaced = copy.deepcopy(model)
-    layers = dict(_layers(replaced))
+    found = dict(layers(replaced))
     for name, matrix in matrices.items():
-        if name not in layers:
-            raise ValueError(f"no layer is called {name!r}; this model has {', '.join(layers)}")
-        weight = layers[name].weight
+        if name not in found:
+            raise ValueError(f"no layer is called {name!r}; this model has {', '.join(found)}")
+        weight = found[name].weight
         if matrix.shape != weight.flatten(1).shape:
             raise ValueError(
                 f"the matrix for {name} has shape {tuple(matrix.shape)}; "
@@ -40,5 +40,6 @@ def replace(model, matrices):
     return replaced
 
 
-def _layers(model):
+def layers(model):
+    """-> list of (name, module): the linear and convolution layers, in the model's order."""
     return [(n, m) for n, m in model.named_modules() if isinstance(m, LAYERS)]

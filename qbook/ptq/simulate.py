@@ -21,7 +21,7 @@ def record(model, run):
     def keep(name):
         return lambda _, inputs: seen.setdefault(name, []).append(inputs[0].detach().clone())
 
-    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in _layers(model)]
+    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in weights.layers(model)]
     try:
         with torch.no_grad():
             run(model)
@@ -46,10 +46,6 @@ def quantize_inputs(model, round_input):
     def rounded(name):
         return lambda _, inputs: (round_input(name, inputs[0]), *inputs[1:])
 
-    for name, layer in _layers(copied):
+    for name, layer in weights.layers(copied):
         layer.register_forward_pre_hook(rounded(name))
     return copied
-
-
-def _layers(model):
-    return [(n, m) for n, m in model.named_modules() if isinstance(m, weights.LAYERS)]
