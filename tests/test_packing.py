@@ -77,6 +77,31 @@ def test_odd_lengths_survive_in_both_libraries(bits, data):
     assert_array_equal(packing.unpack(in_torch, bits, count, signed=signed).numpy(), codes)
 
 
+@pytest.mark.parametrize("bits", [3, 5, 6, 7, 8])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 33])
+def test_widths_that_do_not_divide_a_byte_are_stored_piece_by_piece(bits, signed, library, count):
+    low = -(2 ** (bits - 1)) if signed else 0
+    codes = np.random.default_rng(count).integers(low, low + 2**bits, size=(3, count))
+    packed = packing.pack(library(codes), bits)
+    # Binary digits of bits: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1.
+    pieces = {3: (2, 1), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}[bits]
+    assert packed.shape == (3, sum(-(-count * piece // 8) for piece in pieces))
+    assert packing.packed_length(count, bits) == packed.shape[-1]
+    restored = packing.unpack(packed, bits, count, signed=signed)
+    assert str(restored.dtype).endswith("int8" if signed else "uint8")
+    assert_array_equal(np.asarray(restored), codes)
+    start, place = 0, 0
+    for piece in pieces:
+        length = -(-count * piece // 8)
+        digits = (codes[0] % 2**bits) // 2**place % 2**piece
+        assert np.asarray(packed)[0, start : start + length].tolist() == pack_by_strings(
+            digits, piece
+        )
+        start, place = start + length, place + piece
+
+
 @given(codes=hnp.arrays(np.int8, SHAPES, elements=st.integers(-1, 1)))
 def test_odd_lengths_of_ternary_codes_survive_in_both_libraries(codes):
     count = codes.shape[-1]
@@ -173,13 +198,15 @@ def test_what_is_not_an_array_of_integers_is_refused(library):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_bits_and_counts_that_do_not_work_are_refused(library):
     codes = library(np.zeros(3, np.uint8))
-    for bits in (0, 3, 5, 8, -1, None, 2.5):
-        with pytest.raises(ValueError, match="do not pack into bytes; choose 1, 2 or 4"):
+    for bits in (0, 9, -1, None, 2.5):
+        with pytest.raises(ValueError, match="do not pack into bytes; choose 1 to 8"):
             packing.pack(codes, bits)
-        with pytest.raises(ValueError, match="do not pack into bytes; choose 1, 2 or 4"):
+        with pytest.raises(ValueError, match="do not pack into bytes; choose 1 to 8"):
             packing.unpack(codes, bits, 3)
     for count in (4, 7, -1, 0):
-        with pytest.raises(ValueError, match=rf"count={count} .* what would work: 5 to 6"):
+        with pytest.raises(
+            ValueError, match=rf"count={count} codes .* not the 3 given"
+        ):
             packing.unpack(codes, 4, count)
     for count in (10, 16, -5):
         with pytest.raises(ValueError, match=rf"count={count} .* what would work: 11 to 15"):

@@ -2,7 +2,7 @@
 
 Frantar et al. 2022, arXiv:2210.17323, section 3: ``quantize`` is Algorithm 1 without lazy blocks,
 ``quantize_blocks`` is Algorithm 1 with them.  The same order for all rows makes OBQ's inverses
-common to them, and a Cholesky factor holds every row of those that is needed.  Book: 4.5
+common to them, and a Cholesky factor holds every row of those that is needed.  Book: 4.4
 """
 
 from dataclasses import replace

@@ -2,7 +2,7 @@
 
 Frantar, Singh and Alistarh 2022, arXiv:2208.11580, section 5 (the Optimal Brain Quantizer); the
 update is Optimal Brain Surgeon's, Hassibi and Stork 1992.  The layer-wise objective, its matrix H
-and what makes H invertible stand here too: GPTQ starts from the same ones.  Book: 4.5
+and what makes H invertible stand here too: GPTQ starts from the same ones.  Book: 4.4
 """
 
 from dataclasses import replace
