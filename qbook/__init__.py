@@ -5,18 +5,19 @@ imports are drawn in README.md.  ``qbook.quantize(model, batches, method=..., bi
 method of the book to any torch model; ``qbook.save`` and ``qbook.load`` store what it returns.
 """
 
+import importlib
+
 __version__ = "0.1.0"
 __all__ = ["load", "quantize", "save"]
+_HOMES = {
+    "quantize": "qbook.pipeline.quantize",
+    "save": "qbook.pipeline.storage",
+    "load": "qbook.pipeline.storage",
+}
 
 
 def __getattr__(name):
-    # On demand, so that ``import qbook`` does not import torch.
-    if name == "quantize":
-        from qbook.pipeline.quantize import quantize
-
-        return quantize
-    if name in ("load", "save"):
-        from qbook.pipeline import storage
-
-        return getattr(storage, name)
-    raise AttributeError(f"module 'qbook' has no attribute {name!r}")
+    # On demand and by name, so that ``import qbook`` imports no torch and depends on no room.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qbook' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

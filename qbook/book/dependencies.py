@@ -1,7 +1,7 @@
 """What a notebook's stored outputs depend on: its code, the modules of qbook it imports, the pins.
 
 Imports are followed through the package by reading its source, so that a change of one module
-makes exactly those notebooks stale that can notice.
+makes exactly those notebooks stale that can notice.  An experiment brings its recorded results.
 """
 
 import ast
@@ -15,7 +15,7 @@ def key(notebook, root="."):
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     paths = files("\n".join(map(_without_magics, code)), root)
     digest = hashlib.sha256("\0".join(code).encode())
-    for path in [*paths, Path(root, "constraints.txt")]:
+    for path in [*paths, *records(paths), Path(root, "constraints.txt")]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -29,6 +29,16 @@ def files(code, root="."):
                 found.add(path)
                 waiting |= _imported(path.read_text())
     return sorted(found)
+
+
+def records(paths):
+    """The recorded results of the experiments among these modules, sorted."""
+    experiments = [path for path in paths if path.parent.name == "experiments"]
+    return sorted(
+        record
+        for path in experiments
+        for record in (path.parent / "results").glob(f"{path.stem}*.json")
+    )
 
 
 def _without_magics(code):

@@ -29,3 +29,19 @@ def test_editing_a_module_makes_exactly_its_notebooks_stale(tmp_path):
     assert dependencies.key(notebook, tmp_path) == before
     (tmp_path / "qbook/a.py").write_text("x = 2\n")
     assert dependencies.key(notebook, tmp_path) != before
+
+
+def test_a_new_record_of_an_experiment_makes_its_notebooks_stale(tmp_path):
+    folder = tmp_path / "qbook/experiments/results"
+    folder.mkdir(parents=True)
+    for name in ("__init__.py", "experiments/__init__.py", "experiments/a.py"):
+        (tmp_path / "qbook" / name).write_text("")
+    (tmp_path / "constraints.txt").write_text("")
+    (folder / "a_small.json").write_text("1")
+    cell = nbformat.v4.new_code_cell("from qbook.experiments import a")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    before = dependencies.key(notebook, tmp_path)
+    (folder / "other.json").write_text("1")
+    assert dependencies.key(notebook, tmp_path) == before
+    (folder / "a_small.json").write_text("2")
+    assert dependencies.key(notebook, tmp_path) != before
