@@ -204,9 +204,7 @@ def test_bits_and_counts_that_do_not_work_are_refused(library):
         with pytest.raises(ValueError, match="do not pack into bytes; choose 1 to 8"):
             packing.unpack(codes, bits, 3)
     for count in (4, 7, -1, 0):
-        with pytest.raises(
-            ValueError, match=rf"count={count} codes .* not the 3 given"
-        ):
+        with pytest.raises(ValueError, match=rf"count={count} codes .* not the 3 given"):
             packing.unpack(codes, 4, count)
     for count in (10, 16, -5):
         with pytest.raises(ValueError, match=rf"count={count} .* what would work: 11 to 15"):

@@ -72,7 +72,7 @@ def samples(model, seeds, batches, count):
         generator = torch.Generator().manual_seed(seeds[name])
 
         def chosen(x):
-            unfolded = rows(layer, x)
+            unfolded = at_least_float32(rows(layer, x))
             if len(unfolded) > share:
                 unfolded = unfolded[torch.randperm(len(unfolded), generator=generator)[:share]]
             found[name].append(unfolded.clone())
@@ -81,6 +81,11 @@ def samples(model, seeds, batches, count):
 
     _watch(model, {name: keep(name) for name in seeds}, batches)
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def at_least_float32(x):
+    """Statistics of 16-bit tensors are taken in float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 @torch.no_grad()

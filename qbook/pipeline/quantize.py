@@ -73,7 +73,11 @@ def quantize(
     names = _chosen(model, skip)
     rounding = _rounding(method)
     widths = _widths(bits, names)
-    batches = list(batches)
+    batches = _listed(batches)
+    if max_samples < 1:
+        raise ValueError(
+            f"max_samples={max_samples} leaves a method nothing to see; the default is 4096"
+        )
     static = x_bits is not None and x_estimate is not None
     if static and not callable(x_estimate):
         raise ValueError(
@@ -131,6 +135,8 @@ def kept(quantized):
 
 def _chosen(model, skip):
     """Names of the layers to quantize, in the model's order."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     every = [name for name, _ in model.named_modules()]
     for name in skip:
@@ -158,6 +164,15 @@ def _chosen(model, skip):
                 "torch.nn.utils.parametrize.remove_parametrizations first"
             )
     return names
+
+
+def _listed(batches):
+    if isinstance(batches, torch.Tensor):
+        raise ValueError(
+            f"batches is one tensor of shape {tuple(batches.shape)}; pass a list of batches, such "
+            "as [x] or x.split(32)"
+        )
+    return list(batches)
 
 
 def _rounding(method):
@@ -195,7 +210,7 @@ def _qparams(layer, bits, group_size, symmetric, clip):
 
 def _round(rounding, layer, x, y, qparams, options):
     """Codes [out, in] of a layer; the groups of a convolution are layers of their own."""
-    w = layer.weight.detach().flatten(1)
+    w = capture.at_least_float32(layer.weight.detach().flatten(1))
     groups = getattr(layer, "groups", 1)
     if groups == 1 or y is None:
         x, y = (None, None) if y is None else (x[:, 0], y[:, 0] @ w.T)

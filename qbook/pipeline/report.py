@@ -58,7 +58,8 @@ class Report(NamedTuple):
 
 def row(name, real, quantized, x=None):
     """Real layer, its ``QuantizedLayer`` and rows x [n, groups, in] it sees, or None -> ``Row``"""
-    w, w_hat = real.weight.detach().flatten(1), quantized.weight.flatten(1)
+    w_hat = quantized.weight.flatten(1)
+    w = real.weight.detach().flatten(1).to(w_hat.dtype)
     stored = {n: _bytes(t) for n, t in quantized.state_dict().items()}
     bias = 0 if real.bias is None else _bytes(real.bias)
     output_error = None

@@ -42,6 +42,7 @@ def test_layers_that_cannot_be_quantized_are_named(layer):
     [
         (nn.Sequential(nn.ReLU()), (), "no Linear, Conv1d or Conv2d layer"),
         (network(), ["0", "2"], "no Linear, Conv1d or Conv2d layer that is not skipped"),
+        ("model", (), "model is a str; pass a torch.nn.Module"),
         (nn.Linear(3, 3), (), r"wrap it in torch.nn.Sequential"),
         (network(), ["3"], r"skip='3' names no module; the model has 0, 1, 2"),
         (nn.Sequential(weight_norm(nn.Linear(3, 3))), (), "remove_parametrizations first"),
@@ -61,6 +62,8 @@ def test_models_without_anything_to_quantize_are_refused(model, skip, message):
         ({"bits": {"0": 4}}, "bits names no width for 2"),
         ({"group_size": 4}, "layer 0: group_size=4 does not divide the 6.* 1, 2, 3, 6"),
         ({"clip": "best"}, "choose 'minmax', or 'mse' without groups"),
+        ({"max_samples": 0}, "max_samples=0 leaves a method nothing"),
+        ({"batches": X}, r"batches is one tensor of shape \(20, 6\); pass a list"),
         ({"method": "gptq"}, "method='gptq' needs calibration data"),
         ({"x_bits": 8, "x_estimate": ranges}, "cannot be called; pass a function"),
         ({"x_bits": 8, "x_estimate": minmax}, "a static input range needs calibration data"),
