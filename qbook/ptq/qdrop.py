@@ -40,7 +40,8 @@ def quantize(model, inputs, blocks, weight_bits, act_bits, *, p=0.5, seed=0, **s
     are a block's input, against the real network's, and the inputs of the layers inside.
     """
     generator = torch.Generator().manual_seed(seed)
-    drop(inputs[:0], inputs[:0], p, generator)
+    # A p that is no probability is refused before the work begins.
+    drop(torch.empty(0), torch.empty(0), p, generator)
     return brecq.quantize(
         model,
         inputs,
