@@ -29,7 +29,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(s))
 def test_a_loaded_model_computes_what_the_saved_one_did(settings, tmp_path):
     quantized, report = qbook.quantize(build(), [X], **settings)
     path = qbook.save(quantized, tmp_path / "model.safetensors")
