@@ -8,26 +8,13 @@ import copy
 import time
 
 import torch
-from torch import nn
-from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from qbook import affine
-from qbook.models import weights
-from qbook.pipeline import capture, report
+from qbook.pipeline import blockwise, capture, report, supported
 from qbook.pipeline.layers import QuantizedLayer
 from qbook.pipeline.roundings import ROUNDINGS
 from qbook.ranges import mse
-
-# Modules with weights that are multiplied and that nothing here can round.
-UNSUPPORTED = (
-    nn.modules.conv._ConvTransposeNd,
-    nn.Conv3d,
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.MultiheadAttention,
-    nn.Bilinear,
-)
 
 
 def quantize(
@@ -53,7 +40,8 @@ def quantize(
     batches:     iterable of calibration inputs: tensors, tuples of arguments or dicts of keywords.
                  "nearest" with real or dynamic inputs needs none
     method:      "nearest", "adaround", "gptq", "obq", or a function (w, x, qparams, y) -> codes
-                 with w [out, in], x [samples, in], y [samples, out], all torch
+                 with w [out, in], x [samples, in], y [samples, out], all torch.  "brecq" and
+                 "qdrop" take blocks=[names of modules] and choose their scales themselves
     bits:        1 to 8 for all layers, or a dict: name -> bits, for mixed precision
     group_size:  neighbouring inputs that share a scale; None: one scale for each output
     clip:        "minmax", or "mse": the range of least squared error
@@ -70,7 +58,18 @@ def quantize(
     leaves nothing behind.
     """
     start = time.perf_counter()
-    names = _chosen(model, skip)
+    names = supported.layers(model, skip)
+    if method in blockwise.METHODS:
+        chosen = {"group_size": group_size, "x_estimate": x_estimate, "skip": skip or None}
+        wrong = ", ".join(name for name, value in chosen.items() if value is not None)
+        if wrong or isinstance(bits, dict):
+            raise ValueError(
+                f"method={method!r} has one width and learns the rest; leave out "
+                f"{wrong or 'the dict'}"
+            )
+        return blockwise.quantize(
+            model, _listed(batches), method=method, bits=bits, x_bits=x_bits, seed=seed, **options
+        )
     rounding = _rounding(method)
     widths = _widths(bits, names)
     batches = _listed(batches)
@@ -114,56 +113,7 @@ def quantize(
         done = QuantizedLayer(layer, codes, qparams, x_qparams)
         quantized.set_submodule(name, done)
         rows.append(report.row(name, layer, done, x))
-    return quantized, report.Report(rows, kept(quantized), time.perf_counter() - start)
-
-
-def kept(quantized):
-    """-> dict: tensor that no ``QuantizedLayer`` holds -> bytes; a tensor shared is counted once"""
-    inside = {
-        f"{name}.{own}"
-        for name, module in quantized.named_modules()
-        if isinstance(module, QuantizedLayer)
-        for own in module.state_dict()
-    }
-    found, seen = {}, set()
-    for name, tensor in quantized.state_dict().items():
-        if name not in inside and tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            found[name] = tensor.numel() * tensor.element_size()
-    return found
-
-
-def _chosen(model, skip):
-    """Names of the layers to quantize, in the model's order."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    every = [name for name, _ in model.named_modules()]
-    for name in skip:
-        if name not in every:
-            raise ValueError(f"skip={name!r} names no module; the model has {', '.join(every[1:])}")
-
-    def skipped(name):
-        return any(name == s or name.startswith(f"{s}.") for s in skip)
-
-    for name, module in model.named_modules():
-        if isinstance(module, UNSUPPORTED) and not skipped(name):
-            raise ValueError(
-                f"{name or 'the model'} is a {type(module).__name__}, which is not supported; "
-                f"skip={[name]} leaves it real"
-            )
-    names = [name for name, _ in weights.layers(model) if not skipped(name)]
-    if names == [""]:
-        raise ValueError("the model is a single layer; wrap it in torch.nn.Sequential")
-    if not names:
-        raise ValueError("the model has no Linear, Conv1d or Conv2d layer that is not skipped")
-    for name in names:
-        if parametrize.is_parametrized(model.get_submodule(name)):
-            raise ValueError(
-                f"{name} computes its weight by a parametrization; "
-                "torch.nn.utils.parametrize.remove_parametrizations first"
-            )
-    return names
+    return quantized, report.Report(rows, report.kept(quantized), time.perf_counter() - start)
 
 
 def _listed(batches):
@@ -179,7 +129,8 @@ def _rounding(method):
     if callable(method):
         return method
     if method not in ROUNDINGS:
-        raise ValueError(f"method={method!r} is unknown; choose from {', '.join(ROUNDINGS)}")
+        known = ", ".join([*ROUNDINGS, *blockwise.METHODS])
+        raise ValueError(f"method={method!r} is unknown; choose from {known}")
     return ROUNDINGS[method]
 
 

@@ -5,6 +5,8 @@ Book: 4.5
 
 from typing import NamedTuple
 
+from qbook.pipeline.layers import QuantizedLayer
+
 
 class Row(NamedTuple):
     """A layer: width, bytes and errors.
@@ -80,6 +82,22 @@ def row(name, real, quantized, x=None):
         _share(float(((w - w_hat) ** 2).sum()), float((w**2).sum())),
         output_error,
     )
+
+
+def kept(quantized):
+    """-> dict: tensor that no ``QuantizedLayer`` holds -> bytes; a tensor shared is counted once"""
+    inside = {
+        f"{name}.{own}"
+        for name, module in quantized.named_modules()
+        if isinstance(module, QuantizedLayer)
+        for own in module.state_dict()
+    }
+    found, seen = {}, set()
+    for name, tensor in quantized.state_dict().items():
+        if name not in inside and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            found[name] = tensor.numel() * tensor.element_size()
+    return found
 
 
 def _split(w, groups):
