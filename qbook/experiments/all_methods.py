@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from qbook.experiments import recorded
+from qbook.pipeline import report
 from qbook.pipeline.quantize import quantize
 from qbook.ranges.minmax import minmax
 
@@ -192,20 +193,16 @@ def main():
         methods = {label: METHODS[label] for label in CHEAPER}
         methods["AdaRound"] = {"method": "adaround", "steps": 200}
     rows = run(subject, settings(methods=methods), report=lambda row: print(row, flush=True))
+    # Nothing in the real model is quantized: all of it is "kept".
+    real_bytes = sum(report.kept(subject.model).values())
     path = recorded.save(
         f"all_methods_{name}",
-        {"real": real, "unit": subject.unit, "bytes": _bytes(subject.model), "rows": rows},
+        {"real": real, "unit": subject.unit, "bytes": real_bytes, "rows": rows},
         command=f"python -m qbook.experiments.all_methods {name}",
         seeds=SEEDS,
         seconds=time.time() - start,
     )
     print(path.name)
-
-
-def _bytes(model):
-    """Of the real model; a tensor with two names is counted once."""
-    tensors = {t.data_ptr(): t.numel() * t.element_size() for t in model.state_dict().values()}
-    return sum(tensors.values())
 
 
 if __name__ == "__main__":

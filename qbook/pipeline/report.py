@@ -96,7 +96,7 @@ def kept(quantized):
     for name, tensor in quantized.state_dict().items():
         if name not in inside and tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
-            found[name] = tensor.numel() * tensor.element_size()
+            found[name] = _bytes(tensor)
     return found
 
 

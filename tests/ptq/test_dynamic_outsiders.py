@@ -26,16 +26,6 @@ DIGITS = ["digits 1", "digits 2"]
 SIZES = [(1, 1, 1), (3, 7, 5), (50, 64, 33), (20, 300, 17)]
 
 
-@pytest.fixture(params=["fbgemm", "qnnpack"])
-def engine(request):
-    if request.param not in torch.backends.quantized.supported_engines:
-        pytest.skip(f"this build of torch has no {request.param}; the x86 wheels have both engines")
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = request.param
-    yield request.param
-    torch.backends.quantized.engine = before
-
-
 @pytest.fixture(params=[*SIZES, *DIGITS], ids=str)
 def case(request):
     """-> a Linear and its input [samples, in], float32"""

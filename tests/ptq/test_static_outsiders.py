@@ -27,16 +27,6 @@ SIZES = [(1, 1), (7, 5), (64, 33), (300, 17)]
 TRANSPOSED = {"domain": "com.microsoft", "transB": 1}
 
 
-@pytest.fixture(params=["fbgemm", "qnnpack"])
-def engine(request):
-    if request.param not in torch.backends.quantized.supported_engines:
-        pytest.skip(f"this build of torch has no {request.param}; the x86 wheels have both engines")
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = request.param
-    yield request.param
-    torch.backends.quantized.engine = before
-
-
 @pytest.fixture(params=[*SIZES, "digits 1", "digits 2"], ids=str)
 def case(request):
     """-> a Linear, its IntegerLinear and codes of its input"""
