@@ -1,0 +1,1 @@
+"""INT8 matrix products.  Book: 6.2"""
