@@ -31,6 +31,7 @@ class Group:
     cases:        name -> callable without arguments, on prepared data; the first is the baseline
     operations:   of one call: a number for all cases, or name -> number
     bytes_moved:  likewise
+    unit:         what ``operations`` counts, such as tokens
     """
 
     name: str
@@ -38,6 +39,7 @@ class Group:
     operations: float | Mapping | None = None
     bytes_moved: float | Mapping | None = None
     targets: tuple[Target, ...] = field(default=())
+    unit: str = "operations"
 
     def work(self, case, per):
         """-> operations or bytes of one call of a case, None where it is not known; 1 per call"""
@@ -101,7 +103,9 @@ def table(group, timings):
         line += f" {ratio(group, timings, Target(name, baseline, 0)):8.2f} x"
         for per, unit in (("operation", "GOP/s"), ("byte", "GB/s")):
             work = group.work(name, per)
-            if work is not None:
+            if work is not None and per == "operation" and group.unit != "operations":
+                line += f" {work / timing.seconds:9.0f} {group.unit}/s"
+            elif work is not None:
                 line += f" {work / timing.seconds / 1e9:9.1f} {unit}"
         lines.append(line)
     return "\n".join(lines)
