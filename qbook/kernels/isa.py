@@ -14,7 +14,7 @@ import functools
 import os
 
 from numba.core import types
-from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
+from numba.extending import NativeValue, models, register_model, unbox
 
 # Best first.  What LLVM must be allowed to use; without it, it would end the process.
 NEEDS = {
@@ -25,6 +25,12 @@ NEEDS = {
 REFERENCE = "reference"
 
 
+class IsaType(types.Type):
+    def __init__(self, isa):
+        self.isa = isa
+        super().__init__(name=f"Isa({isa})")
+
+
 class Isa:
     """An instruction set as an argument of a compiled function: each has a Numba type of its own.
 
@@ -33,20 +39,11 @@ class Isa:
 
     def __init__(self, name):
         self.name = name
+        # Numba asks for this first; asking its registry of types would cost 4 us a call.
+        self._numba_type_ = IsaType(name)
 
     def __repr__(self):
         return self.name
-
-
-class IsaType(types.Type):
-    def __init__(self, isa):
-        self.isa = isa
-        super().__init__(name=f"Isa({isa})")
-
-
-@typeof_impl.register(Isa)
-def _typeof(value, context):
-    return IsaType(value.name)
 
 
 register_model(IsaType)(models.OpaqueModel)
@@ -69,10 +66,11 @@ def features():
     return frozenset(flag[1:] for flag in flags.split(",") if flag.startswith("+"))
 
 
+@functools.cache
 def available():
     """-> names that this process can run, best first; "reference" is always the last."""
-    able = [name for name, needed in NEEDS.items() if features().issuperset(needed)]
-    return [*able, REFERENCE]
+    able = (name for name, needed in NEEDS.items() if features().issuperset(needed))
+    return (*able, REFERENCE)
 
 
 def choose(name=None):

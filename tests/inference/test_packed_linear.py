@@ -1,13 +1,27 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from qbook import affine
+from qbook.inference.int4_linear import Int4Linear
 from qbook.inference.int8_linear import Int8Linear
+from qbook.inference.outlier_linear import OutlierLinear
+from qbook.inference.ternary_linear import TernaryLinear
 from qbook.models import char_gpt
+from qbook.ptq import gptq
+from qbook.qat import twn
 
-CLASSES = {"int8": Int8Linear}
+CLASSES = {
+    "int8": Int8Linear,
+    "int4": Int4Linear,
+    "int4, real inputs": functools.partial(Int4Linear, x_bits=32),
+    "ternary": TernaryLinear,
+    "ternary, base 3": functools.partial(TernaryLinear, packing="base-3"),
+    "outliers": OutlierLinear,
+}
 
 
 def make(kind, in_=64, out=48, bias=True):
@@ -104,3 +118,59 @@ def test_int8_loses_next_to_nothing_of_the_character_gpt():
     divergence = (real.exp() * (real - quantized)).sum(dim=-1).mean()
     assert divergence <= 1e-3
     assert nbytes(packed) <= nbytes(model) / 3
+
+
+@torch.no_grad()
+def test_int4_is_the_product_with_the_weight_that_its_codes_stand_for():
+    linear, packed = make("int4, real inputs", 96, 37)
+    x, w = inputs(7, 96), linear.weight
+    w_hat = affine.fake_quantize(w, affine.choose_qparams(w, 4, axis=1, group_size=32))
+    expected = x.double() @ w_hat.double().T + linear.bias
+    # Scales are kept in float16: each w_hat is off by 2^-11 of itself, and a sum of 97 float32
+    # terms by 97 * 2^-24 of their magnitudes.
+    size = x.abs().double() @ w_hat.abs().double().T + linear.bias.abs()
+    assert ((packed(x) - expected).abs() <= (2**-11 + 97 * 2**-24) * size).all()
+
+
+@torch.no_grad()
+def test_int4_takes_the_codes_of_another_rounding():
+    linear, _ = make("int4", 64, 48)
+    x = inputs(256, 64) @ inputs(64, 64)
+    h = gptq.dampen(gptq.hessian(x.double().numpy()))
+    learnt = gptq.quantize_groups(linear.weight.double().numpy(), h, 4, 32)
+    nearest, learnt = (Int4Linear(linear, x_bits=32, codes=codes) for codes in (None, learnt))
+    lost = [float(((packed(x) - linear(x)) ** 2).sum()) for packed in (nearest, learnt)]
+    assert lost[1] < 0.9 * lost[0]
+
+
+@pytest.mark.parametrize("kind", ["ternary", "ternary, base 3"])
+@torch.no_grad()
+def test_ternary_is_the_simulated_network(kind):
+    linear, packed = make(kind, 133, 37)
+    x = inputs(19, 133)
+    scale = twn.optimal_scale(linear.weight, axis=1)
+    w_hat = affine.dequantize(twn.quantize(linear.weight, scale / 2), twn.qparams(scale))
+    x_hat = affine.fake_quantize(x, affine.choose_qparams(x, 8, axis=1))
+    expected = x_hat.double() @ w_hat.double().T + linear.bias
+    # As for int8: three roundings behind an exact sum, and those of x_hat and w_hat.
+    size = (x_hat.abs().double() @ w_hat.abs().double().T).max()
+    assert (packed(x) - expected).abs().max() <= 4 * 2**-23 * size
+
+
+@torch.no_grad()
+def test_an_outlying_channel_ruins_int8_and_not_its_decomposition():
+    linear = make("int8")[0]
+    x = inputs(32, 64)
+    x[:, 5] *= 60
+    real = linear(x)
+    lost = [float(((CLASSES[kind](linear)(x) - real) ** 2).sum()) for kind in ("int8", "outliers")]
+    # What is left is the rounding of the weights, those of the outlying column too.
+    assert lost[1] < lost[0] / 10
+
+
+def test_options_that_do_not_exist_are_refused():
+    linear, _ = make("int8")
+    with pytest.raises(ValueError, match="x_bits=16 is not supported; choose 8 or 32"):
+        Int4Linear(linear, x_bits=16)
+    with pytest.raises(ValueError, match="packing='3-bit' does not exist"):
+        TernaryLinear(linear, packing="3-bit")

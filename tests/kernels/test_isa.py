@@ -42,7 +42,7 @@ def test_features_are_those_of_the_forced_processor():
         NUMBA_CPU_NAME="haswell",
         NUMBA_CPU_FEATURES="",
     )
-    assert shown.stdout.strip() == "['portable', 'reference']"
+    assert shown.stdout.strip() == "('portable', 'reference')"
 
 
 def test_a_forced_set_is_used_and_explained():

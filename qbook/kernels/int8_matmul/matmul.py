@@ -131,7 +131,10 @@ def _checked(x_codes, w, x_zero_point):
 
 
 def _floats(values, count, name):
+    """A number or [count] -> float32 [count], itself where it is that already.  ValueError."""
     values = np.asarray(values, np.float32)
     if values.size not in (1, count) or values.ndim > 2:
         raise ValueError(f"{name} is of shape {values.shape}; pass a number or {count} numbers")
-    return np.ascontiguousarray(np.broadcast_to(values.reshape(-1), (count,)))
+    if values.size != count:
+        return np.full(count, values.item() if values.size else 0, np.float32)
+    return np.ascontiguousarray(values.reshape(-1))

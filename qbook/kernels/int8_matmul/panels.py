@@ -71,6 +71,12 @@ def pack(w_codes, zero_point=0):
     )
 
 
+def symmetric(data, column_term, shape):
+    """The ``Panels`` of int8 codes with zero-point 0 from what has to be stored of them"""
+    zeros, row_factor = np.zeros(shape[0], np.int32), np.full(column_term.shape, -128, np.int32)
+    return Panels(data, shape, zeros, 128, row_factor, column_term, 128)
+
+
 def unpack(w):
     """``Panels`` -> codes [out, in], int8 or uint8"""
     out, in_ = w.shape
@@ -91,7 +97,9 @@ def reach(dtype, zero_point):
 
 
 def lanes_of(values, panels):
-    """[out] -> a copy [16 panels] on a cache line, zeros behind"""
+    """[out] -> [16 panels], zeros behind; itself where nothing is missing"""
+    if len(values) == panels * LANES:
+        return values
     padded = aligned.zeros(panels * LANES, values.dtype)
     padded[: len(values)] = values
     return padded
