@@ -31,22 +31,25 @@ def multiply(isa, x, w, terms, extras, out, threads):
 
     terms, extras:  see ``finish``
     """
-    samples, panels = x.shape[0], w.shape[0]
-    # A thread takes rows of x where there are many, else panels of w.
-    by_rows = samples >= 16 * threads
     if threads == 1:
-        row_sums(isa, x, 0, samples, terms[0])
-        _part(isa, x, w, terms, extras, out, 0, samples, 0, panels)
-    elif by_rows:
-        for t in prange(threads):
-            first, last = samples * t // threads, samples * (t + 1) // threads
-            row_sums(isa, x, first, last, terms[0])
-            _part(isa, x, w, terms, extras, out, first, last, 0, panels)
+        for t in range(threads):
+            _share(isa, x, w, terms, extras, out, t, threads)
     else:
-        row_sums(isa, x, 0, samples, terms[0])
         for t in prange(threads):
-            first, last = panels * t // threads, panels * (t + 1) // threads
-            _part(isa, x, w, terms, extras, out, 0, samples, first, last)
+            _share(isa, x, w, terms, extras, out, t, threads)
+
+
+@kernel
+def _share(isa, x, w, terms, extras, out, t, threads):
+    """The part of thread t: rows of x where there are many, else panels of w."""
+    samples, panels = x.shape[0], w.shape[0]
+    rows = (0, samples)
+    columns = (panels * t // threads, panels * (t + 1) // threads)
+    if samples >= 16 * threads:
+        rows, columns = (samples * t // threads, samples * (t + 1) // threads), (0, panels)
+    # Where threads share rows each sums all of them: to the same numbers, and cheaper than waiting.
+    row_sums(isa, x, rows[0], rows[1], terms[0])
+    _part(isa, x, w, terms, extras, out, rows[0], rows[1], columns[0], columns[1])
 
 
 @kernel
@@ -78,10 +81,7 @@ def _part(isa, x, w, terms, extras, out, first_row, last_row, first_panel, last_
                 _block(isa, x, row, count, w, panel, panels, step, steps, sums)
             first = 16 * panel
             last = min(first + 16 * panels, out.shape[1])
-            for i in range(count):
-                for column in range(first, last, 16):
-                    at = 4 * (i * sums.shape[1] + column - first)
-                    finish(load_i32(sums, at), row + i, column, terms, extras, out)
+            finish(sums, row, count, first, last, terms, extras, out)
 
 
 @kernel
@@ -110,8 +110,8 @@ def _block(isa, x, row, count, w, panel, panels, step, steps, sums):
         i += rows if left >= rows else (PAIR if left >= PAIR else 1)
 
 
-def finish(sums, row, column, terms, extras, out):
-    """sums i32x16 of row, from column on -> out [row, column: column + 16], by the type of out
+def finish(sums, row, count, first, last, terms, extras, out):
+    """sums int32 [count, n] -> out [row: row + count, first: last], by the type of out
 
     terms:   (x_sums, x_zero_point [samples], row_factor, column_term [16 panels]), int32; the
              products with the zero-points are x_sums row_factor + x_zero_point column_term
@@ -124,48 +124,61 @@ def finish(sums, row, column, terms, extras, out):
 
 
 @overload(finish)
-def _finish(sums, row, column, terms, extras, out):
+def _finish(sums, row, count, first, last, terms, extras, out):
     if out.dtype == types.int32:
 
-        def integers(sums, row, column, terms, extras, out):
-            at = 4 * (row * out.shape[1] + column)
-            store_first(out, at, corrected(sums, row, column, terms), out.shape[1] - column)
+        def integers(sums, row, count, first, last, terms, extras, out):
+            x_sums, x_zero_point, row_factor, column_term = terms
+            width = out.shape[1]
+            for i in range(row, row + count):
+                sum_i, zero_i = splat_i32(x_sums[i]), splat_i32(x_zero_point[i])
+                for j in range(first, last, 16):
+                    total = load_i32(sums, 4 * ((i - row) * sums.shape[1] + j - first))
+                    total = corrected(total, sum_i, zero_i, row_factor, column_term, j)
+                    store_first(out, 4 * (i * width + j), total, width - j)
 
         return integers
     if out.dtype == types.float32:
 
-        def floats(sums, row, column, terms, extras, out):
+        def floats(sums, row, count, first, last, terms, extras, out):
+            x_sums, x_zero_point, row_factor, column_term = terms
             x_scale, w_scale, bias = extras
-            scale = mul(splat_f32(x_scale[row]), load_f32(w_scale, 4 * column))
-            total = to_f32(corrected(sums, row, column, terms))
-            result = add(mul(total, scale), load_f32(bias, 4 * column))
-            at = 4 * (row * out.shape[1] + column)
-            store_first(out, at, result, out.shape[1] - column)
+            width = out.shape[1]
+            for i in range(row, row + count):
+                sum_i, zero_i = splat_i32(x_sums[i]), splat_i32(x_zero_point[i])
+                scale_i = splat_f32(x_scale[i])
+                for j in range(first, last, 16):
+                    total = load_i32(sums, 4 * ((i - row) * sums.shape[1] + j - first))
+                    total = corrected(total, sum_i, zero_i, row_factor, column_term, j)
+                    scale = mul(scale_i, load_f32(w_scale, 4 * j))
+                    result = add(mul(to_f32(total), scale), load_f32(bias, 4 * j))
+                    store_first(out, 4 * (i * width + j), result, width - j)
 
         return floats
     if out.dtype in (types.int8, types.uint8):
 
-        def codes(sums, row, column, terms, extras, out):
+        def codes(sums, row, count, first, last, terms, extras, out):
+            x_sums, x_zero_point, row_factor, column_term = terms
             m0, shift, bias, limits = extras
-            total = add(corrected(sums, row, column, terms), load_i32(bias, 4 * column))
-            result = requantize(
-                total,
-                load_i32(m0, 4 * column),
-                load_i32(shift, 4 * column),
-                limits[0],
-                limits[1],
-                limits[2],
-            )
-            at = row * out.shape[1] + column
-            store_first(out, at, result, out.shape[1] - column)
+            zero_point, qmin, qmax = limits[0], limits[1], limits[2]
+            width = out.shape[1]
+            for i in range(row, row + count):
+                sum_i, zero_i = splat_i32(x_sums[i]), splat_i32(x_zero_point[i])
+                for j in range(first, last, 16):
+                    total = load_i32(sums, 4 * ((i - row) * sums.shape[1] + j - first))
+                    total = corrected(total, sum_i, zero_i, row_factor, column_term, j)
+                    total = add(total, load_i32(bias, 4 * j))
+                    result = requantize(
+                        total, load_i32(m0, 4 * j), load_i32(shift, 4 * j), zero_point, qmin, qmax
+                    )
+                    store_first(out, i * width + j, result, width - j)
 
         return codes
 
 
 @kernel
-def corrected(sums, row, column, terms):
-    """sums i32x16 + the terms of the zero-points"""
-    x_sums, x_zero_point, row_factor, column_term = terms
-    by_row = mul(splat_i32(x_sums[row]), load_i32(row_factor, 4 * column))
-    by_column = mul(splat_i32(x_zero_point[row]), load_i32(column_term, 4 * column))
-    return add(add(sums, by_row), by_column)
+def corrected(total, x_sum, x_zero_point, row_factor, column_term, column):
+    """sums i32x16 from column on + the terms of the zero-points"""
+    by_row = mul(x_sum, load_i32(row_factor, 4 * column))
+    by_column = mul(x_zero_point, load_i32(column_term, 4 * column))
+    return add(add(total, by_row), by_column)
