@@ -43,4 +43,4 @@ def test_every_record_of_the_package_is_complete(path):
     record = json.loads(path.read_text())
     wanted = {"command", "date", "device", "threads", "versions", "seeds", "seconds", "results"}
     assert wanted <= record.keys()
-    assert record["command"].startswith("python -m qbook.experiments.")
+    assert record["command"].startswith(("python -m qbook.experiments.", "python -m benchmarks."))
