@@ -1,6 +1,6 @@
 """The product as plain loops: what a reader would write, and what LLVM makes of it.
 
-    naive    i, j, k, w in its own order: k strides through nothing, each sum is a chain
+    naive    i, j, k over w [in, out]: each step of k jumps a whole row of w
     dot      rows of x against rows of w, in 32 bits: LLVM vectorizes the sum
     lanes    rows of w side by side: LLVM vectorizes over outputs
 
