@@ -1,0 +1,1 @@
+"""INT8 convolutions.  Book: 6.2"""

@@ -1,0 +1,1 @@
+"""Products of signs: XNOR and a count of ones.  Book: 6.2"""
