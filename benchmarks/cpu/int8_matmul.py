@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.cpu import peers
+from qbook import roofline
 from qbook.kernels import isa, threads
 from qbook.kernels.int8_matmul import loops, matmul, panels
 from qbook.kernels.peaks import bandwidth, compute
@@ -50,7 +51,12 @@ def product(samples, in_, out, targets):
         if name not in real and not np.array_equal(np.asarray(case()), expected):
             raise ValueError(f"{name} does not compute the product of {samples}x{in_}x{out}")
     operations = dict.fromkeys(cases, 2 * samples * in_ * out)
-    bytes_moved = dict.fromkeys(cases, in_ * out) | {"torch.mm fp32": 4 * in_ * out}
+    bytes_moved = dict.fromkeys(
+        cases, roofline.matmul_bytes(samples, in_, out, weight_bits=8, input_bits=8, output_bits=32)
+    )
+    bytes_moved["torch.mm fp32"] = roofline.matmul_bytes(
+        samples, in_, out, weight_bits=32, input_bits=32, output_bits=32
+    )
     if samples == 1:
         cases[READ] = lambda: bandwidth.read(packed.data)
         bytes_moved[READ] = in_ * out
@@ -65,7 +71,7 @@ def product(samples, in_, out, targets):
     ]
     kind = "GEMV" if samples == 1 else "GEMM"
     name = f"INT8 {kind} {samples}x{in_}x{out}"
-    return Group(name, cases, operations, bytes_moved if samples == 1 else None, tuple(found))
+    return Group(name, cases, operations, bytes_moved, tuple(found))
 
 
 def plain_loops():

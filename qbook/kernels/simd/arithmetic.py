@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.core import cgutils, errors, types
 from numba.extending import intrinsic
 
-from qbook.kernels.simd.types import F32, Vector, f16x16, f32x16, i32x16, splat
+from qbook.kernels.simd.types import F32, Vector, f32x16, i32x16, splat
 
 
 def _binary(integer, floating=None):
@@ -71,7 +71,6 @@ and_, or_, xor = _binary("and_"), _binary("or_"), _binary("xor")
 shift_left, shift_right, shift_right_signed = _shift("shl"), _shift("lshr"), _shift("ashr")
 splat_i32, splat_f32 = _splat(i32x16, types.int32), _splat(f32x16, types.float32)
 to_f32 = _cast(f32x16, i32x16, "sitofp")
-half_to_f32 = _cast(f32x16, f16x16, "fpext")
 
 
 @intrinsic

@@ -12,7 +12,6 @@ from qbook.kernels.simd.types import (
     I32,
     address,
     constant,
-    f16x16,
     f32x16,
     i16x32,
     i32x16,
@@ -118,4 +117,3 @@ load_i32, broadcast_i32 = _loader(i32x16), _broadcaster(i32x16)
 load_f32, broadcast_f32 = _loader(f32x16), _broadcaster(f32x16)
 load_i16 = _loader(i16x32)
 load_i64, broadcast_i64 = _loader(i64x8), _broadcaster(i64x8)
-load_f16 = _loader(f16x16)

@@ -1,0 +1,102 @@
+"""Rows of x as blocks, one for each group of w, and in one row behind the other.
+
+    codes   [8 steps int8, filled up with 0][scale float32][-sum of the codes int32]
+    floats  [8 steps float32, filled up with 0][sum float32]
+
+The sum is what a zero-point of w is multiplied by.  Codes get a scale for each group: the product
+converts the sum of a group to float32 at any rate, for the scales of w, so that a scale of x costs
+one more multiplication, and an outlier spoils the codes of its group only, not of its row.
+Book: 6.2
+"""
+
+import numpy as np
+from numba import prange
+
+from qbook.kernels.compiled import kernel
+
+SAMPLES = 16
+INFINITY = np.int32(0x7F800000)
+TINY = np.float32(2.0**-126)
+
+
+def quantize(x, groups, steps, threads):
+    """x float32 [samples, in], contiguous -> uint8 [samples, groups (8 steps + 8)]
+
+    Codes and scales are those of ``affine.choose_qparams`` and ``quantize`` for 8 bits.
+    Raises ValueError where x holds NaN or infinity.
+    """
+    samples, size = x.shape[0], 8 * steps + 8
+    blocks = np.zeros((samples, groups * size), np.uint8)
+    if blocks.size:
+        views = (blocks.view(np.int8), blocks.view(np.float32), blocks.view(np.int32))
+        finite = np.empty(samples, np.bool_)
+        count = threads if samples >= SAMPLES else 1
+        _quantize(x, x.view(np.int32), size, views, finite, count)
+        if not finite.all():
+            raise ValueError("x holds NaN or infinity; quantize finite values only")
+    return blocks
+
+
+def copy(x, groups, steps):
+    """x float32 [samples, in], contiguous -> float32 [samples, groups (8 steps + 1)]"""
+    size = 8 * steps + 1
+    blocks = np.zeros((x.shape[0], groups * size), np.float32)
+    if blocks.size:
+        _copy(x, size, blocks)
+    return blocks
+
+
+@kernel(parallel=True)
+def _quantize(x, bits, size, views, finite, threads):
+    samples = x.shape[0]
+    if threads == 1:
+        _quantize_rows(x, bits, size, views, finite, 0, samples)
+    else:
+        for t in prange(threads):
+            first, last = samples * t // threads, samples * (t + 1) // threads
+            _quantize_rows(x, bits, size, views, finite, first, last)
+
+
+@kernel(error_model="numpy")
+def _quantize_rows(x, bits, size, views, finite, first, last):
+    codes, scales, sums = views
+    groups = codes.shape[1] // size
+    group_size = np.uintp(x.shape[1] // groups)
+    for row in range(first, last):
+        largest_of_all = np.int32(0)
+        for g in range(groups):
+            # Unsigned: LLVM vectorizes no loop over an index that might be negative.
+            source, target = np.uintp(g) * group_size, np.uintp(g * size)
+            # The bits of |x| as integers have the order of the numbers, and a maximum of integers
+            # is vectorized; NaN and infinity come last.
+            largest = np.int32(0)
+            for k in range(group_size):
+                largest = max(largest, np.int32(bits[row, source + k] & np.int32(0x7FFFFFFF)))
+            largest_of_all = max(largest_of_all, largest)
+            scale = np.int32(largest).view(np.float32) / np.float32(127)
+            scale = np.float32(1) if largest == 0 else max(scale, TINY)
+            inverse = np.float32(1) / scale
+            total = np.int32(0)
+            for k in range(group_size):
+                code = np.int32(np.rint(x[row, source + k] * inverse))
+                codes[row, target + k] = np.int8(code)
+                total = np.int32(total + code)
+            end = (g + 1) * size // 4
+            scales[row, end - 2] = scale
+            sums[row, end - 1] = -total
+        finite[row] = largest_of_all < INFINITY
+
+
+@kernel
+def _copy(x, size, blocks):
+    groups = blocks.shape[1] // size
+    group_size = np.uintp(x.shape[1] // groups)
+    for row in range(x.shape[0]):
+        for g in range(groups):
+            source, target = np.uintp(g) * group_size, np.uintp(g * size)
+            total = 0.0
+            for k in range(group_size):
+                value = x[row, source + k]
+                blocks[row, target + k] = value
+                total += value
+            blocks[row, target + np.uintp(size - 1)] = total
