@@ -61,8 +61,10 @@ browser: $(STAMP)
 notebooks: $(STAMP)
 	@$(BIN)/python -m qbook.book.notebooks
 
+# Prints every ratio and draws the roofline into $(REPORTS); QBOOK_GGML=folder adds llama.cpp's library.
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.affine
+	@mkdir -p $(REPORTS)
+	$(BIN)/python -m benchmarks.cpu --roofline $(REPORTS)/roofline.svg
 
 clean:
 	rm -rf _build $(VENV)

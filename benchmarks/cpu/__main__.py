@@ -3,6 +3,7 @@
     python -m benchmarks.cpu                        all operations, with one thread and with two
     python -m benchmarks.cpu --only int8_matmul     one module of this folder, or several
     python -m benchmarks.cpu --threads 1 --record   write the results where the notebooks find them
+    python -m benchmarks.cpu --roofline FILE        draw the roofline of one thread into an image
 
 Each number of threads is a process of its own, pinned to as many cores, because the libraries read
 it when they start.  Exit status 1 where a target is missed.
@@ -124,6 +125,7 @@ def main():
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--roofline", type=Path, metavar="FILE")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
@@ -135,6 +137,11 @@ def main():
     rows = [r for count in counts for r in run_pinned(asked.only, count, asked.rounds)]
     scaling(rows)
     missed = summary(rows)
+    if asked.roofline:
+        from qbook.lab import roofline_plot
+
+        roofline_plot.draw(rows, counts[0]).savefig(asked.roofline, bbox_inches="tight")
+        print(f"drawn: {asked.roofline}")
     if asked.record:
         from qbook.experiments import recorded
         from qbook.kernels import isa

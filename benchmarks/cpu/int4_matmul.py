@@ -26,10 +26,13 @@ EACH, DEQUANTIZED = "qbook, row by row", "numpy fp32, dequantized before"
 def groups():
     x, w, packed = problem()
     yield one_row("W4A8", matmul.w4a8, x, w, packed, {FLOAT: 7.0, "ggml": 1.5})
+    yield one_row("W4A16", matmul.w4a16, x, w, packed, {FLOAT: 4.0, TORCH: 2.0})
     yield one_row("W4A32", matmul.w4a32, x, w, packed, {FLOAT: 4.0, TORCH: 2.0})
     yield far("W4A8", matmul.w4a8, x, packed, 0.8)
+    yield far("W4A16", matmul.w4a16, x, packed, None)
     yield far("W4A32", matmul.w4a32, x, packed, None)
     yield many_rows("W4A8", matmul.w4a8, x, w, packed, {EACH: 1.5})
+    yield many_rows("W4A16", matmul.w4a16, x, w, packed, {EACH: 1.5})
     yield many_rows("W4A32", matmul.w4a32, x, w, packed, {EACH: 1.5})
 
 

@@ -25,10 +25,9 @@ SENTENCES = 32
 def groups():
     gpt = versions(char_gpt.load())
     window = char_gpt.encode((PROMPT * 2)[: char_gpt.CONTEXT])[None]
-    for rows, name in ((window[:, :1], "1 token"), (window, "128"), (window.repeat(32, 1), "4096")):
-        yield forward(
-            f"character GPT, {name} tokens", gpt, lambda m, ids=rows: m(ids), rows.numel()
-        )
+    many = window.repeat(32, 1)
+    for rows, name in ((window[:, :1], "1 token"), (window, "128 tokens"), (many, "4096 tokens")):
+        yield forward(f"character GPT, {name}", gpt, lambda m, ids=rows: m(ids), rows.numel())
     try:
         encoder = minilm.load()
         ids = [torch.tensor(row) for row in minilm.tokenize(data.sst2("dev")[0][:SENTENCES])]

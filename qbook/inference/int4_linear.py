@@ -1,7 +1,7 @@
-"""Weights of 4 bits with a scale for each group of inputs; activations in INT8 or in float32.
+"""Weights of 4 bits, a scale for each group of inputs; activations in INT8, bfloat16 or float32.
 
-W4A8 rounds each group of a token's activations too, and multiplies integers; W4A32 rounds the
-weights alone, as GPTQ and AWQ leave them.  Book: 6.2
+W4A8 rounds each group of a token's activations too, and multiplies integers; W4A16 rounds them to
+bfloat16; W4A32 rounds the weights alone, as GPTQ and AWQ leave them.  Book: 6.2
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ from qbook.inference.packed_linear import PackedLinear, array
 from qbook.kernels.int4_matmul import matmul, panels
 
 SCALE = np.dtype(np.float16)
-KERNELS = {8: matmul.w4a8, 32: matmul.w4a32}
+KERNELS = {8: matmul.w4a8, 16: matmul.w4a16, 32: matmul.w4a32}
 
 
 class Int4Linear(PackedLinear):
     """A Linear whose weight is 4-bit codes in panels, rounded to nearest.
 
     group_size:  inputs that share a scale: a multiple of 8 that divides ``in``
-    x_bits:      8 (W4A8) or 32 (W4A32)
+    x_bits:      8 (W4A8), 16 (W4A16) or 32 (W4A32)
     codes:       (codes int8 [out, in] in -8 ... 7, ``affine.QParams``), NumPy or torch, of another
                  rounding such as ``ptq.gptq``; None: the nearest
     Raises ValueError as ``PackedLinear`` and ``int4_matmul.panels.pack`` do, and for other x_bits.
@@ -28,7 +28,7 @@ class Int4Linear(PackedLinear):
     def __init__(self, linear, *, group_size=32, x_bits=8, codes=None):
         super().__init__(linear)
         if x_bits not in KERNELS:
-            raise ValueError(f"x_bits={x_bits} is not supported; choose 8 or 32")
+            raise ValueError(f"x_bits={x_bits} is not supported; choose 8, 16 or 32")
         w = linear.weight.detach()
         if codes is None:
             qparams = affine.choose_qparams(w, 4, axis=1, group_size=group_size)

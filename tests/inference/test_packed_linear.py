@@ -17,6 +17,7 @@ from qbook.qat import twn
 CLASSES = {
     "int8": Int8Linear,
     "int4": Int4Linear,
+    "int4, bfloat16 inputs": functools.partial(Int4Linear, x_bits=16),
     "int4, real inputs": functools.partial(Int4Linear, x_bits=32),
     "ternary": TernaryLinear,
     "ternary, base 3": functools.partial(TernaryLinear, packing="base-3"),
@@ -120,12 +121,17 @@ def test_int8_loses_next_to_nothing_of_the_character_gpt():
     assert nbytes(packed) <= nbytes(model) / 3
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("int4, real inputs", torch.float32), ("int4, bfloat16 inputs", torch.bfloat16)],
+    ids=["float32", "bfloat16"],
+)
 @torch.no_grad()
-def test_int4_is_the_product_with_the_weight_that_its_codes_stand_for():
-    linear, packed = make("int4, real inputs", 96, 37)
+def test_int4_is_the_product_with_the_weight_that_its_codes_stand_for(kind, dtype):
+    linear, packed = make(kind, 96, 37)
     x, w = inputs(7, 96), linear.weight
     w_hat = affine.fake_quantize(w, affine.choose_qparams(w, 4, axis=1, group_size=32))
-    expected = x.double() @ w_hat.double().T + linear.bias
+    expected = x.to(dtype).double() @ w_hat.double().T + linear.bias
     # Scales are kept in float16: each w_hat is off by 2^-11 of itself, and a sum of 97 float32
     # terms by 97 * 2^-24 of their magnitudes.
     size = x.abs().double() @ w_hat.abs().double().T + linear.bias.abs()
@@ -170,7 +176,7 @@ def test_an_outlying_channel_ruins_int8_and_not_its_decomposition():
 
 def test_options_that_do_not_exist_are_refused():
     linear, _ = make("int8")
-    with pytest.raises(ValueError, match="x_bits=16 is not supported; choose 8 or 32"):
-        Int4Linear(linear, x_bits=16)
+    with pytest.raises(ValueError, match="x_bits=4 is not supported; choose 8, 16 or 32"):
+        Int4Linear(linear, x_bits=4)
     with pytest.raises(ValueError, match="packing='3-bit' does not exist"):
         TernaryLinear(linear, packing="3-bit")

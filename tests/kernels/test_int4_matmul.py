@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,7 @@ from numpy.testing import assert_array_equal
 from qbook import affine
 from qbook.kernels import isa
 from qbook.kernels.int4_matmul import blocks, matmul, panels, reference
+from qbook.kernels.simd import bfloat
 
 SETS = isa.available()
 # samples, in, out, group_size: rows below, at and beyond a tile; panels, steps and groups not full.
@@ -22,6 +24,21 @@ SHAPES = [
 ]
 EMPTY = [(0, 32, 5, 32), (5, 0, 3, None), (5, 0, 3, 32), (5, 32, 0, 32), (0, 0, 0, None)]
 UNIT = 2.0**-24
+# Where a step puts its eight inputs as bfloat16.
+ORDER = [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def unrounded(x):
+    return x
+
+
+def as_bfloat16(x):
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+FLOATING = [(matmul.w4a16, as_bfloat16), (matmul.w4a32, unrounded)]
+FLOATING_IDS = ["w4a16", "w4a32"]
 
 
 def draw(samples, in_, out, group_size, *, zero_points, scale_dtype=np.float16):
@@ -83,18 +100,23 @@ def test_w4a8_loses_half_a_step_of_x_at_most(shape):
 @pytest.mark.parametrize("use", SETS)
 @pytest.mark.parametrize("zero_points", [False, True])
 @pytest.mark.parametrize("shape", [*SHAPES, *EMPTY])
-def test_w4a32_is_the_float64_product_up_to_its_roundings(shape, zero_points, use):
+@pytest.mark.parametrize(("product", "rounded"), FLOATING, ids=FLOATING_IDS)
+def test_products_of_floats_are_those_of_float64_up_to_their_roundings(
+    product, rounded, shape, zero_points, use
+):
     x, w, bias = draw(*shape, zero_points=zero_points)
     codes, qparams = panels.unpack(w)
+    given, x = x, rounded(x)
     expected = x.astype(np.float64) @ affine.dequantize(codes, qparams).astype(np.float64).T
-    # A product of a group is rounded, goes through the 2 additions of every step, the zero-point's,
+    # A product of a group is rounded, goes through the 2 additions of every step (one by one, or a
+    # pair by vdpbf16ps, which rounds once or twice), the zero-point's,
     # two that join four sums, the product with the scale, the groups' additions and the bias's; the
     # sum of x, for the zero-points, is rounded once more.  w_hat is rounded too, in expected.
     # Magnitudes: |x| |code| and, besides, |x| |zero_point|.
     roundings = 2 * w.steps + w.groups + 8
     sizes = affine.dequantize(abs(codes), replace(qparams, zero_point=-abs(qparams.zero_point)))
     limit = abs(x).astype(np.float64) @ sizes.astype(np.float64).T + abs(bias)
-    results = [matmul.w4a32(x, w, bias, use=use, num_threads=threads) for threads in (1, 2)]
+    results = [product(given, w, bias, use=use, num_threads=threads) for threads in (1, 2)]
     assert_array_equal(*results)
     assert results[0].dtype == np.float32
     assert (abs(results[0] - expected - bias) <= 1.01 * roundings * UNIT * limit).all()
@@ -108,6 +130,7 @@ def test_every_code_and_zero_point_counts_at_every_place(use):
     w = panels.pack(w_codes, np.ones((256, 1)), zero_point)
     expected = np.broadcast_to((code - zero_point).T, (24, 256))
     x = np.eye(24, dtype=np.float32)
+    assert_array_equal(matmul.w4a16(x, w, use=use), expected)
     assert_array_equal(matmul.w4a32(x, w, use=use), expected)
     # 127 times the rounded 1/127.
     assert (abs(matmul.w4a8(x, w, use=use) - expected) <= 15 * 2 * UNIT).all()
@@ -117,8 +140,9 @@ def test_every_code_and_zero_point_counts_at_every_place(use):
 def test_every_float16_scale_counts_as_what_it_is(use):
     scale = np.arange(2**16).astype(np.uint16).view(np.float16)
     scale = scale[np.isfinite(scale)].astype(np.float32).reshape(-1, 1)
-    w = panels.pack(np.ones(scale.shape, np.int8), scale)
-    assert_array_equal(matmul.w4a32(np.ones((1, 1), np.float32), w, use=use), scale.T)
+    w, one = panels.pack(np.ones(scale.shape, np.int8), scale), np.ones((1, 1), np.float32)
+    for product in (matmul.w4a16, matmul.w4a32):
+        assert_array_equal(product(one, w, use=use), scale.T)
 
 
 @pytest.mark.parametrize("use", SETS)
@@ -128,11 +152,12 @@ def test_float32_scales_are_kept_whole(use):
         assert_array_equal(matmul.w4a8(x, w, use=use), reference.w4a8(x, *panels.unpack(w)))
     scale = np.float32([[1e-30], [1 / 3], [1e30]])
     w = panels.pack(np.ones(scale.shape, np.int8), scale, scale_dtype=np.float32)
-    assert_array_equal(matmul.w4a32(np.ones((1, 1), np.float32), w, use=use), scale.T)
+    for product in (matmul.w4a16, matmul.w4a32):
+        assert_array_equal(product(np.ones((1, 1), np.float32), w, use=use), scale.T)
 
 
 @pytest.mark.parametrize("use", SETS)
-@pytest.mark.parametrize("product", [matmul.w4a8, matmul.w4a32])
+@pytest.mark.parametrize("product", [matmul.w4a8, matmul.w4a16, matmul.w4a32])
 def test_a_row_has_the_same_result_alone_and_among_others(product, use):
     x, w, bias = draw(71, 96, 33, 32, zero_points=True)
     together = product(x, w, bias, use=use)
@@ -172,6 +197,76 @@ def test_codes_of_x_are_those_of_the_affine_quantizer():
         assert_array_equal(found[:, :, 36:].view(np.int32)[:, :, 0], -codes.sum(axis=2))
 
 
+def test_inputs_are_rounded_to_bfloat16_as_others_round():
+    # Every upper half, with lower halves below, at and above a tie; NaN and infinity among them.
+    upper, lower = np.mgrid[: 2**16, :6].astype(np.uint32)
+    x = (upper << 16 | np.uint32([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])[lower]).view(np.float32)
+    x = x.reshape(64, -1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = x.astype(ml_dtypes.bfloat16)
+    steps, nan = x.shape[1] // 8, np.isnan(x)
+    found = blocks.round_to_bfloat16(x, 1, steps)[:, :-2].reshape(64, steps, 8)[:, :, ORDER]
+    found = found.reshape(x.shape)
+    assert_array_equal(found[~nan], expected[~nan].view(np.uint16))
+    assert np.isnan(found[nan].view(ml_dtypes.bfloat16).astype(np.float32)).all()
+    assert_array_equal(reference.round_to_bfloat16(x), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(("groups", "in_"), [(1, 33), (3, 96)])
+def test_a_group_of_bfloat16_ends_with_zeros_and_its_sum(groups, in_):
+    x = np.random.default_rng(0).normal(size=(5, in_)).astype(np.float32)
+    steps = -(-in_ // groups // 8)
+    found = blocks.round_to_bfloat16(x, groups, steps).reshape(5, groups, 8 * steps + 2)
+    expected = np.zeros((5, groups, 8 * steps), np.float32)
+    expected[:, :, : in_ // groups] = as_bfloat16(x).reshape(5, groups, -1)
+    values = found[:, :, :-2].reshape(5, groups, steps, 8)[:, :, :, ORDER]
+    values = values.astype(np.uint32) << 16
+    assert_array_equal(values.reshape(expected.shape).view(np.float32), expected)
+    # Sums of 8 digits of numbers within 2^30 of each other are exact in float64.
+    sums = found[:, :, -2:].copy().view(np.float32)[:, :, 0]
+    assert_array_equal(sums, expected.astype(np.float64).sum(axis=2).astype(np.float32))
+
+
+@pytest.mark.parametrize("use", [use for use in SETS[:-1] if not bfloat.has_products(use)])
+def test_pairs_are_added_in_the_order_of_the_manual(use):
+    # vdpbf16ps: the upper half first, each sum rounded.  Products are exact in float32, and so is
+    # the scale, 1.
+    samples, in_, out, group_size = 7, 96, 33, 48
+    x, _, _ = draw(samples, in_, out, group_size, zero_points=False)
+    codes = np.random.default_rng(1).integers(-8, 8, (out, in_)).astype(np.int8)
+    w = panels.pack(codes, np.ones((out, 2)), None, group_size)
+    products = as_bfloat16(x)[:, None] * codes.astype(np.float32)
+    total = np.zeros((samples, out), np.float32)
+    for group in np.split(products.reshape(samples, out, -1, 2, 4), 2, axis=2):
+        # Four sums, in two pairs: of (0, 2) and (1, 3) of the first four, then of the others.
+        sums = np.zeros((samples, out, 2, 2), np.float32)
+        for step in range(group_size // 8):
+            sums = (sums + group[:, :, step, :, 2:]) + group[:, :, step, :, :2]
+        total += sums[:, :, 0].sum(axis=2) + sums[:, :, 1].sum(axis=2)
+    assert_array_equal(matmul.w4a16(x, w, use=use), total)
+
+
+@pytest.mark.parametrize("use", SETS)
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_subnormal_numbers_count_as_themselves_or_as_0(zero_points, use):
+    x, w, _ = draw(6, 96, 33, 32, zero_points=zero_points, scale_dtype=np.float32)
+    codes, qparams = panels.unpack(w)
+    scale = qparams.scale * np.float32(2.0**100)
+    zero_point = qparams.zero_point if zero_points else None
+    w = panels.pack(codes, scale, zero_point, 32, scale_dtype=np.float32)
+    w_hat = affine.dequantize(*panels.unpack(w)).astype(np.float64)
+    # From about 2^-133, the least bfloat16, to 2^-117.
+    x *= np.float32(2.0**-126) * np.logspace(-7, 9, 6, base=2, dtype=np.float32)[:, None]
+    expected = as_bfloat16(x).astype(np.float64) @ w_hat.T
+    # An input that counts as 0 is below 2^-126, and its code not above 8; a sum that does is below
+    # 2^-126 too, one for each input.  All that times the scale, and 1 % for the roundings, smaller:
+    # 20 times 2^-24 of 96 |x| 15 scale, with |x| below 4 times 2^-117.
+    limit = 1.01 * 9 * 2.0**-126 * 96 * scale.max()
+    result = matmul.w4a16(x, w, use=use)
+    assert (abs(result - expected) <= limit).all()
+    assert abs(expected[-1]).max() > 10 * limit
+
+
 @pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf])
 @pytest.mark.parametrize("use", SETS)
 def test_what_is_not_finite_is_refused_or_goes_its_way(use, value):
@@ -179,14 +274,15 @@ def test_what_is_not_finite_is_refused_or_goes_its_way(use, value):
     x[3, 40] = value
     with pytest.raises(ValueError, match="NaN or infinity"):
         matmul.w4a8(x, w, use=use)
-    with np.errstate(invalid="ignore"):
-        result = matmul.w4a32(x, w, use=use)
-    assert not np.isfinite(result[3]).any()
-    assert np.isfinite(np.delete(result, 3, axis=0)).all()
+    for product in (matmul.w4a16, matmul.w4a32):
+        with np.errstate(invalid="ignore"):
+            result = product(x, w, use=use)
+        assert not np.isfinite(result[3]).any()
+        assert np.isfinite(np.delete(result, 3, axis=0)).all()
 
 
 @pytest.mark.parametrize("use", SETS)
-@pytest.mark.parametrize("product", [matmul.w4a8, matmul.w4a32])
+@pytest.mark.parametrize("product", [matmul.w4a8, matmul.w4a16, matmul.w4a32])
 def test_strides_do_not_matter(product, use):
     x, w, _ = draw(10, 128, 48, 32, zero_points=False)
     codes, qparams = panels.unpack(w)
@@ -260,6 +356,8 @@ def test_torch_computes_the_same_product(zero_points):
     # Sums of integers / 16 below 2^24 / 16: exact in float32.  Theirs is rounded to 8 bits.
     ours = matmul.w4a32(x, w)
     assert (abs(ours - theirs.float().numpy()) <= 2.0**-8 * abs(ours)).all()
+    for use in SETS:
+        assert_array_equal(matmul.w4a16(x, w, use=use), ours)
 
 
 CODES, ONES = np.zeros((4, 64), np.int8), np.ones((4, 2))

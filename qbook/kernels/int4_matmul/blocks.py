@@ -2,6 +2,7 @@
 
     codes   [8 steps int8, filled up with 0][scale float32][-sum of the codes int32]
     floats  [8 steps float32, filled up with 0][sum float32]
+    pairs   [8 steps bfloat16, filled up with 0][sum float32], inputs 0 2, 1 3, 4 6, 5 7 of a step
 
 The sum is what a zero-point of w is multiplied by.  Codes get a scale for each group: the product
 converts the sum of a group to float32 at any rate, for the scales of w, so that a scale of x costs
@@ -17,6 +18,10 @@ from qbook.kernels.compiled import kernel
 SAMPLES = 16
 INFINITY = np.int32(0x7F800000)
 TINY = np.float32(2.0**-126)
+# Of a float32: its lower half, one less than half of what that counts, what makes a NaN stay one.
+HALF, BELOW_HALF, QUIET = np.uint32(16), np.uint32(0x7FFF), np.uint32(0x40)
+WITHOUT_SIGN = np.uint32(0x7FFFFFFF)
+ONE, BOTH = np.uintp(1), np.uintp(3)
 
 
 def quantize(x, groups, steps, threads):
@@ -43,6 +48,15 @@ def copy(x, groups, steps):
     blocks = np.zeros((x.shape[0], groups * size), np.float32)
     if blocks.size:
         _copy(x, size, blocks)
+    return blocks
+
+
+def round_to_bfloat16(x, groups, steps):
+    """x float32 [samples, in], contiguous -> uint16 [samples, groups (8 steps + 2)]"""
+    size = 8 * steps + 2
+    blocks = np.zeros((x.shape[0], groups * size), np.uint16)
+    if blocks.size:
+        _round(x.view(np.uint32), size, blocks, blocks.view(np.float32))
     return blocks
 
 
@@ -100,3 +114,29 @@ def _copy(x, size, blocks):
                 blocks[row, target + k] = value
                 total += value
             blocks[row, target + np.uintp(size - 1)] = total
+
+
+@kernel
+def _round(bits, size, blocks, sums):
+    groups = blocks.shape[1] // size
+    group_size = np.uintp(bits.shape[1] // groups)
+    for row in range(bits.shape[0]):
+        for g in range(groups):
+            source, target = np.uintp(g) * group_size, np.uintp(g * size)
+            total = 0.0
+            for k in range(group_size):
+                upper = _nearest(bits[row, source + k])
+                # Of four inputs, the second and third change places.
+                swapped = k ^ BOTH if (k ^ (k >> ONE)) & ONE else k
+                blocks[row, target + swapped] = upper
+                total += np.uint32(upper << HALF).view(np.float32)
+            sums[row, (g + 1) * size // 2 - 1] = total
+
+
+@kernel
+def _nearest(bits):
+    """The bits of a float32, uint32 -> those of the nearest bfloat16, uint32; ties to even"""
+    upper = np.uint32(bits >> HALF)
+    if np.uint32(bits & WITHOUT_SIGN) > np.uint32(INFINITY):
+        return np.uint32(upper | QUIET)
+    return np.uint32(np.uint32(bits + BELOW_HALF + np.uint32(upper & np.uint32(1))) >> HALF)

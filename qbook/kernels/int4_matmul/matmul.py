@@ -1,12 +1,13 @@
 """Products with weights of 4 bits: the public calls.  They check, pick the instruction set, launch.
 
     w4a8     x is quantized to 8 bits inside, a scale for each group: products of integers
+    w4a16    x is rounded to bfloat16: products of pairs, summed in float32
     w4a32    x stays float32, codes of w become floats in registers: as exact as float32
 
 Versions: ``reference`` (NumPy) and ``vectors`` (panels, four rows at a time).  One row waits for
 memory, where 4.5 bits instead of 32 (a float16 scale for 32 weights) are up to 7.1 times the speed.
 Many rows wait for the multiplier: w4a8 then has the rate of bytes; w4a32 has at best that of any
-float32 product, to which short weights add nothing.  Book: 6.2
+float32 product, to which short weights add nothing; w4a16 lies between.  Book: 6.2
 """
 
 import numpy as np
@@ -51,6 +52,20 @@ def w4a32(x, w, bias=None, *, use=None, num_threads=None):
     if chosen == isa.REFERENCE:
         return reference.w4a32(x, *panels.unpack(w), bias)
     return _launch(chosen, blocks.copy(x, w.groups, w.steps), w, bias, count)
+
+
+def w4a16(x, w, bias=None, *, use=None, num_threads=None):
+    """x float32 [samples, in], w ``panels.Panels`` -> x w_hat^T + bias, float32 [samples, out]
+
+    Arguments and errors as of ``w4a32``.  x is rounded to bfloat16, to the nearest: off by 2^-8 of
+    itself at most, and infinite beyond 3.39e38.  Sums are float32, in an order that depends on
+    nothing but w's groups; a pair of products is added as ``simd.bfloat`` says, which may count
+    subnormal numbers as 0.  Without vdpbf16ps, w4a32 is about as fast and rounds nothing.
+    """
+    x, bias, chosen, count = _checked(x, w, bias, use, num_threads)
+    if chosen == isa.REFERENCE:
+        return reference.w4a16(x, *panels.unpack(w), bias)
+    return _launch(chosen, blocks.round_to_bfloat16(x, w.groups, w.steps), w, bias, count)
 
 
 def _launch(chosen, x_blocks, w, bias, count):

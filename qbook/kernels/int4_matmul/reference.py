@@ -39,3 +39,15 @@ def w4a32(x, w_codes, w_qparams, bias=None):
     w_hat = affine.dequantize(w_codes, w_qparams).astype(np.float64)
     total = x.astype(np.float64) @ w_hat.T
     return (total if bias is None else total + bias).astype(np.float32)
+
+
+def w4a16(x, w_codes, w_qparams, bias=None):
+    """``w4a32`` of x float32 rounded to bfloat16: products and sums in float64, rounded once"""
+    return w4a32(round_to_bfloat16(x), w_codes, w_qparams, bias)
+
+
+def round_to_bfloat16(x):
+    """x float32 -> float32, the nearest numbers whose lower sixteen bits are 0, ties to even"""
+    bits = x.view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return np.where(np.isnan(x), x, rounded.astype(np.uint32).view(np.float32))

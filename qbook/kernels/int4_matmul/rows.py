@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from qbook.kernels.simd import dot
+from qbook.kernels.simd import bfloat, dot
 from qbook.kernels.simd.types import address, constant, f32x16, i32x16, splat
 
 
@@ -51,6 +51,21 @@ def dot4_rows(typing, isa, sums, u, x, rows, offset):
         return context.make_tuple(builder, kind, results)
 
     return sums(isa, sums, u, x, rows, types.intp), generate
+
+
+@intrinsic
+def dot2_rows(typing, sums, w, x, rows, offset):
+    """sums + w, of ``bfloat.nibble_pairs``, times the two bfloat16 of each row"""
+
+    def generate(context, builder, signature, arguments):
+        kind, _, x = signature.args[:3]
+        sums, w, *place = arguments
+        words = _words(context, builder, x, *place, i32x16)
+        pairs = zip(cgutils.unpack_tuple(builder, sums), words, strict=True)
+        results = [bfloat.dot2(builder, total, w, word) for total, word in pairs]
+        return context.make_tuple(builder, kind, results)
+
+    return sums(sums, w, x, rows, types.intp), generate
 
 
 @intrinsic

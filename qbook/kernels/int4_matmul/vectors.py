@@ -2,6 +2,7 @@
 
     x of uint8    blocks of codes: four bytes at a time, sums exact, each group scaled
     x of float32  blocks of floats: a nibble becomes a float, multiply and add, each group scaled
+    x of uint16   blocks of bfloat16: two nibbles become two of them, multiply in pairs and add
 
 A product with one row reads every byte of w once and computes little with it: memory decides.  With
 many rows the loop over them runs inside the one over panels, so that w comes from memory once for
@@ -16,12 +17,14 @@ from qbook.kernels.compiled import kernel
 from qbook.kernels.int4_matmul.rows import (
     add_scaled_floats,
     add_scaled_integers,
+    dot2_rows,
     dot4_rows,
     muladd_rows,
     times_rows,
     zeros_f32,
 )
 from qbook.kernels.simd.arithmetic import add, and_, shift_right, splat_i32, sub, to_f32
+from qbook.kernels.simd.bfloat import nibble_pairs
 from qbook.kernels.simd.convert import load_codes
 from qbook.kernels.simd.half import load_half
 from qbook.kernels.simd.lookup import nibble_to_f32
@@ -80,7 +83,7 @@ def tile(isa, x, rows, w, at, layout):
 
 @overload(tile)
 def _tile(isa, x, rows, w, at, layout):
-    return _codes if x.dtype == types.uint8 else _floats
+    return {types.uint8: _codes, types.uint16: _pairs, types.float32: _floats}[x.dtype]
 
 
 def _codes(isa, x, rows, w, at, layout):
@@ -124,6 +127,29 @@ def _floats(isa, x, rows, w, at, layout):
             c = muladd_rows(c, nibble_to_f32(isa, both, 20), x, rows, k + 24)
             d = muladd_rows(d, nibble_to_f32(isa, both, 28), x, rows, k + 28)
             at, k = at + 64, k + 32
+        if zero_bytes:
+            distance = sub(splat_i32(MIDDLE), load_codes(w, at + scale_bytes))
+            a = muladd_rows(a, to_f32(distance), x, rows, k)
+        scale = load_scale(isa, w, at, scale_bytes)
+        totals = add_scaled_floats(totals, a, b, c, d, scale)
+        at, k = at + scale_bytes + zero_bytes, k + 4
+    return totals
+
+
+def _pairs(isa, x, rows, w, at, layout):
+    groups, steps, scale_bytes, zero_bytes = layout
+    totals = zeros_f32(rows)
+    k = 0
+    for _ in range(groups):
+        a = b = c = d = zeros_f32(rows)
+        for _ in range(steps):
+            prefetch(w, at + AHEAD)
+            both = load_i32(w, at)
+            a = dot2_rows(a, nibble_pairs(isa, both, 0), x, rows, k)
+            b = dot2_rows(b, nibble_pairs(isa, both, 8), x, rows, k + 4)
+            c = dot2_rows(c, nibble_pairs(isa, both, 4), x, rows, k + 8)
+            d = dot2_rows(d, nibble_pairs(isa, both, 12), x, rows, k + 12)
+            at, k = at + 64, k + 16
         if zero_bytes:
             distance = sub(splat_i32(MIDDLE), load_codes(w, at + scale_bytes))
             a = muladd_rows(a, to_f32(distance), x, rows, k)

@@ -11,7 +11,7 @@ loops, then what LLVM vectorizes), ``vectors`` (register tiles on packed panels)
 import numpy as np
 
 from qbook import requantize
-from qbook.kernels import aligned, isa, threads
+from qbook.kernels import aligned, arguments, isa, threads
 from qbook.kernels.int8_matmul import panels, reference, vectors
 
 INT32_MAX = 2**31 - 1
@@ -45,15 +45,16 @@ def linear(x_codes, x_scale, w, w_scale, bias=None, x_zero_point=0, *, use=None,
     shapes.
     """
     x, zero_point, sums = _checked(x_codes, w, x_zero_point)
-    out, panel_count = w.shape[0], w.data.shape[0]
-    x_scale = _floats(x_scale, x.shape[0], "x_scale")
-    w_scale = _floats(w_scale, out, "w_scale")
-    bias = _floats(0 if bias is None else bias, out, "bias")
+    out = w.shape[0]
+    x_scale = arguments.floats(x_scale, x.shape[0], "x_scale")
+    lanes = panels.LANES * w.data.shape[0]
+    w_scale = arguments.floats(w_scale, out, "w_scale", lanes)
+    bias = arguments.floats(0 if bias is None else bias, out, "bias", lanes)
     chosen = isa.choose(use)
     if chosen == isa.REFERENCE:
         sums = matmul(x_codes, w, x_zero_point, use=chosen).astype(np.float32)
-        return sums * (x_scale[:, None] * w_scale) + bias
-    extras = (x_scale, panels.lanes_of(w_scale, panel_count), panels.lanes_of(bias, panel_count))
+        return sums * (x_scale[:, None] * w_scale[:out]) + bias[:out]
+    extras = (x_scale, w_scale, bias)
     result = np.empty((x.shape[0], out), np.float32)
     _launch(chosen, x, w, zero_point, sums, extras, result, num_threads)
     return result
@@ -128,13 +129,3 @@ def _checked(x_codes, w, x_zero_point):
         padded[:, :in_] = x
         x = padded
     return np.ascontiguousarray(x), zero_point, np.empty(samples, np.int32)
-
-
-def _floats(values, count, name):
-    """A number or [count] -> float32 [count], itself where it is that already.  ValueError."""
-    values = np.asarray(values, np.float32)
-    if values.size not in (1, count) or values.ndim > 2:
-        raise ValueError(f"{name} is of shape {values.shape}; pass a number or {count} numbers")
-    if values.size != count:
-        return np.full(count, values.item() if values.size else 0, np.float32)
-    return np.ascontiguousarray(values.reshape(-1))

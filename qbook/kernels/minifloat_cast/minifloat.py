@@ -14,8 +14,8 @@ import numpy as np
 
 from qbook.formats import Minifloat
 from qbook.kernels import isa, threads
+from qbook.kernels.arguments import result
 from qbook.kernels.minifloat_cast import reference, vectors
-from qbook.kernels.results import result
 
 MANTISSA_BITS, BIAS = 23, 127
 # Above every code: nothing is infinity, or NaN.

@@ -13,8 +13,8 @@ import numpy as np
 
 from qbook.formats import NF4
 from qbook.kernels import isa, threads
+from qbook.kernels.arguments import result
 from qbook.kernels.minifloat_cast import levels, reference
-from qbook.kernels.results import result
 from qbook.kernels.simd.convert import INFINITY
 
 # Codes are made 32 at a time.

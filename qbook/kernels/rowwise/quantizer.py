@@ -13,7 +13,7 @@ import numpy as np
 
 from qbook import affine
 from qbook.kernels import aligned, isa, threads
-from qbook.kernels.results import result
+from qbook.kernels.arguments import result
 from qbook.kernels.rowwise import reference, vectors
 from qbook.kernels.simd.convert import INFINITY
 

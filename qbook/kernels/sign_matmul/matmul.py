@@ -10,7 +10,7 @@ Book: 1.2, 6.2
 
 import numpy as np
 
-from qbook.kernels import isa, threads
+from qbook.kernels import arguments, isa, threads
 from qbook.kernels.sign_matmul import panels, reference, vectors
 
 
@@ -38,10 +38,10 @@ def linear(x, x_scale, w, w_scale, bias=None, *, use=None, num_threads=None):
     """
     words = _words(x, w)
     samples, out = words.shape[0], w.shape[0]
-    x_scale = _floats(x_scale, samples, samples, "x_scale")
+    x_scale = arguments.floats(x_scale, samples, "x_scale")
     lanes = out + -out % 16
-    w_scale = _floats(w_scale, out, lanes, "w_scale")
-    bias = _floats(0 if bias is None else bias, out, lanes, "bias")
+    w_scale = arguments.floats(w_scale, out, "w_scale", lanes)
+    bias = arguments.floats(0 if bias is None else bias, out, "bias", lanes)
     # Room behind, because sums are read sixteen at a time.
     result = np.empty(samples * out + 16, np.int32)[: samples * out].reshape(samples, out)
     _launch(use, words, w, (x_scale, w_scale, bias), result, num_threads)
@@ -76,13 +76,3 @@ def _words(x, w):
             f"[samples, {w.shape[1]}]"
         )
     return np.ascontiguousarray(x)
-
-
-def _floats(values, count, lanes, name):
-    """A number or [count] -> float32 [lanes], zeros behind"""
-    values = np.asarray(values, np.float32)
-    if values.size not in (1, count) or values.ndim > 2:
-        raise ValueError(f"{name} is of shape {values.shape}; pass a number or {count} numbers")
-    padded = np.zeros(lanes, np.float32)
-    padded[:count] = values.reshape(-1)
-    return padded

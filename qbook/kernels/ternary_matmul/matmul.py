@@ -9,7 +9,7 @@ Book: 6.2
 
 import numpy as np
 
-from qbook.kernels import isa, threads
+from qbook.kernels import arguments, isa, threads
 from qbook.kernels.ternary_matmul import panels, reference, vectors
 
 # The largest sum is 128 in: x of -128 and weights of -1 add up to 2^31 - 128 at most.
@@ -41,10 +41,11 @@ def linear(x_codes, x_scale, w, w_scale, bias=None, *, use=None, num_threads=Non
     ValueError as ``matmul``, and for scales of other shapes.
     """
     x = _checked(x_codes, w)
-    samples, out, panel_count = x.shape[0], w.shape[0], w.data.shape[0]
-    x_scale = _floats(x_scale, samples, "x_scale")
-    w_scale = _floats(w_scale, out, "w_scale", panel_count)
-    bias = _floats(0 if bias is None else bias, out, "bias", panel_count)
+    samples, out = x.shape[0], w.shape[0]
+    lanes = panels.ROWS * w.data.shape[0]
+    x_scale = arguments.floats(x_scale, samples, "x_scale")
+    w_scale = arguments.floats(w_scale, out, "w_scale", lanes)
+    bias = arguments.floats(0 if bias is None else bias, out, "bias", lanes)
     chosen = isa.choose(use)
     if chosen == isa.REFERENCE:
         sums = matmul(x_codes, w, use=chosen).astype(np.float32)
@@ -79,13 +80,3 @@ def _checked(x_codes, w):
         padded[:, :in_] = x
         x = padded
     return np.ascontiguousarray(x)
-
-
-def _floats(values, count, name, panel_count=0):
-    """A number or [count] -> float32 [count], or [32 panels], zeros behind"""
-    values = np.asarray(values, np.float32)
-    if values.size not in (1, count) or values.ndim > 2:
-        raise ValueError(f"{name} is of shape {values.shape}; pass a number or {count} numbers")
-    room = np.zeros(max(count, panels.ROWS * panel_count), np.float32)
-    room[:count] = values.reshape(-1)
-    return room
