@@ -1,7 +1,8 @@
 """What a notebook's stored outputs depend on: its code, the modules of qbook it imports, the pins.
 
 Imports are followed through the package by reading its source, so that a change of one module
-makes exactly those notebooks stale that can notice.  An experiment brings its recorded results.
+makes exactly those notebooks stale that can notice.  An experiment brings its recorded results, and
+so does a call of ``recorded.load`` with a name.
 """
 
 import ast
@@ -13,9 +14,11 @@ from pathlib import Path
 def key(notebook, root="."):
     """Hash of everything the stored outputs depend on."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    paths = files("\n".join(map(_without_magics, code)), root)
+    source = "\n".join(map(_without_magics, code))
+    paths = files(source, root)
     digest = hashlib.sha256("\0".join(code).encode())
-    for path in [*paths, *records(paths), Path(root, "constraints.txt")]:
+    found = sorted({*records(paths), *loaded(source, root)})
+    for path in [*paths, *found, Path(root, "constraints.txt")]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -39,6 +42,19 @@ def records(paths):
         for path in experiments
         for record in (path.parent / "results").glob(f"{path.stem}*.json")
     )
+
+
+def loaded(code, root="."):
+    """The recorded results that this code loads by a name written out."""
+    names = {
+        argument.value
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load"
+        for argument in node.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+    }
+    folder = Path(root, "qbook", "experiments", "results")
+    return sorted(path for path in folder.glob("*.json") if path.stem in names)
 
 
 def _without_magics(code):

@@ -27,7 +27,8 @@ def command(paths, arguments=()):
 
 def environment():
     """Figures are checked against their baselines, sliders are static, a process has one thread."""
-    return {**os.environ, "QBOOK_FIGURES": "check", "QBOOK_STATIC": "1", "OMP_NUM_THREADS": "1"}
+    threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    return {**os.environ, "QBOOK_FIGURES": "check", "QBOOK_STATIC": "1", **threads}
 
 
 def main(arguments):

@@ -34,10 +34,12 @@ class Int4Linear(PackedLinear):
             qparams = affine.choose_qparams(w, 4, axis=1, group_size=group_size)
             codes = affine.quantize(w, qparams), qparams
         found, qparams = codes
+        self.check_codes(found)
         parts = (np.asarray(part) for part in (found, qparams.scale, qparams.zero_point))
         packed = panels.pack(*parts, group_size)
         self.group_size, self.x_bits = packed.group_size, x_bits
         self.has_zero_points = packed.has_zero_points
+        self.layout = (self.group_size, self.has_zero_points)
         self.register_buffer("panels", torch.from_numpy(packed.data))
 
     @property

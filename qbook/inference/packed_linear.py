@@ -17,6 +17,8 @@ class PackedLinear(nn.Module):
     """
 
     operator = None
+    # What the packed bytes mean, integers; a state of another layout is refused.
+    layout = ()
 
     def __init__(self, linear):
         super().__init__()
@@ -30,6 +32,32 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         bias = None if linear.bias is None else linear.bias.detach().clone()
         self.register_buffer("bias", bias)
+
+    def check_codes(self, codes):
+        """Raises ValueError unless codes are of the layer's shape [out, in]."""
+        if tuple(codes.shape) != (self.out_features, self.in_features):
+            raise ValueError(
+                f"codes of shape {tuple(codes.shape)} are not of the layer's "
+                f"{(self.out_features, self.in_features)}"
+            )
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}layout"] = torch.tensor(self.layout, dtype=torch.int64)
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        layout = state.get(f"{prefix}layout")
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+        if layout is None:
+            missing.append(f"{prefix}layout")
+            return
+        if f"{prefix}layout" in unexpected:
+            unexpected.remove(f"{prefix}layout")
+        if layout.tolist() != list(self.layout):
+            errors.append(
+                f"{prefix or 'the layer'} is packed as {layout.tolist()}, not as "
+                f"{list(self.layout)}; build it with the options that it was saved with"
+            )
 
     @classmethod
     def compute(cls, x, *tensors):

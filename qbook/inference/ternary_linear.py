@@ -29,8 +29,9 @@ class TernaryLinear(PackedLinear):
             scale = twn.optimal_scale(w, axis=1)
             codes = twn.quantize(w, scale / 2), scale
         found, scale = codes
+        self.check_codes(found)
         packed = panels.pack(np.asarray(found), packing)
-        self.packing = packing
+        self.packing, self.layout = packing, (panels.DIGITS[packing],)
         self.register_buffer("panels", torch.from_numpy(packed.data))
         self.register_buffer("scale", scale.reshape(-1).float())
 

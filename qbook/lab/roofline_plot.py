@@ -45,13 +45,16 @@ def points(rows, threads, case=OURS):
 
 
 def draw(rows, threads=1):
-    """-> figure: the roofs as lines, each kernel a numbered point with its name in the legend"""
+    """-> figure: the roofs as lines, each kernel a numbered point with its name in the legend
+
+    Kernels of less than one operation a byte are left out: casts, which are copies.
+    """
     import matplotlib.pyplot as plt
 
     peaks, bandwidths = roofs(rows, threads)
-    shown = points(rows, threads)
+    shown = [point for point in points(rows, threads) if point[1] >= 1]
     fig, ax = plt.subplots(figsize=(6.4, 5.2))
-    intensity = np.geomspace(0.25, 4096, 200)
+    intensity = np.geomspace(1, 4096, 200)
     for style, (place, bandwidth) in zip(("-", "--"), bandwidths.items(), strict=False):
         for color, (name, peak) in zip(("C0", "C1"), peaks.items(), strict=False):
             line = [roofline.attainable(i, peak=peak, bandwidth=bandwidth) / 1e9 for i in intensity]

@@ -45,3 +45,18 @@ def test_a_new_record_of_an_experiment_makes_its_notebooks_stale(tmp_path):
     assert dependencies.key(notebook, tmp_path) == before
     (folder / "a_small.json").write_text("2")
     assert dependencies.key(notebook, tmp_path) != before
+
+
+def test_a_record_that_is_loaded_by_name_makes_its_notebooks_stale(tmp_path):
+    folder = tmp_path / "qbook/experiments/results"
+    folder.mkdir(parents=True)
+    (tmp_path / "constraints.txt").write_text("")
+    for name in ("timings", "other"):
+        (folder / f"{name}.json").write_text("1")
+    cell = nbformat.v4.new_code_cell('rows = recorded.load("timings")["results"]')
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    before = dependencies.key(notebook, tmp_path)
+    (folder / "other.json").write_text("2")
+    assert dependencies.key(notebook, tmp_path) == before
+    (folder / "timings.json").write_text("2")
+    assert dependencies.key(notebook, tmp_path) != before

@@ -174,6 +174,29 @@ def test_an_outlying_channel_ruins_int8_and_not_its_decomposition():
     assert lost[1] < lost[0] / 10
 
 
+def test_a_state_of_another_layout_is_refused():
+    # Both take four panels' steps for 64 inputs: the shapes alone would not tell.
+    linear = make("int8")[0]
+    two_bit, base_three = (TernaryLinear(linear, packing=p) for p in ("2-bit", "base-3"))
+    assert two_bit.panels.shape == base_three.panels.shape
+    with pytest.raises(RuntimeError, match=r"is packed as \[4\], not as \[5\]"):
+        base_three.load_state_dict(two_bit.state_dict())
+    state = two_bit.state_dict()
+    del state["layout"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*layout"):
+        two_bit.load_state_dict(state)
+
+
+def test_codes_of_another_shape_are_refused():
+    linear = nn.Linear(64, 48, bias=False)
+    qparams = affine.choose_qparams(linear.weight.detach()[:, :32], 4, axis=1, group_size=32)
+    codes = affine.quantize(linear.weight.detach()[:, :32], qparams)
+    with pytest.raises(ValueError, match=r"codes of shape \(48, 32\) are not of the layer's"):
+        Int4Linear(linear, codes=(codes, qparams))
+    with pytest.raises(ValueError, match=r"codes of shape \(48, 32\) are not of the layer's"):
+        TernaryLinear(linear, codes=(codes, torch.ones(48)))
+
+
 def test_options_that_do_not_exist_are_refused():
     linear, _ = make("int8")
     with pytest.raises(ValueError, match="x_bits=4 is not supported; choose 8, 16 or 32"):
