@@ -232,8 +232,10 @@ def test_pairs_are_added_in_the_order_of_the_manual(use):
     # vdpbf16ps: the upper half first, each sum rounded.  Products are exact in float32, and so is
     # the scale, 1.
     samples, in_, out, group_size = 7, 96, 33, 48
-    x, _, _ = draw(samples, in_, out, group_size, zero_points=False)
-    codes = np.random.default_rng(1).integers(-8, 8, (out, in_)).astype(np.int8)
+    rng = np.random.default_rng(0)
+    # So far from each other that most sums are not exact.
+    x = rng.normal(size=(samples, in_)) * 2.0 ** rng.integers(-12, 13, (samples, in_))
+    x, codes = x.astype(np.float32), rng.integers(-8, 8, (out, in_)).astype(np.int8)
     w = panels.pack(codes, np.ones((out, 2)), None, group_size)
     products = as_bfloat16(x)[:, None] * codes.astype(np.float32)
     total = np.zeros((samples, out), np.float32)

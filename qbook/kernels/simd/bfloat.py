@@ -43,6 +43,8 @@ def nibble_pairs(isa, x, place):
 
 @overload(nibble_pairs, prefer_literal=True)
 def _nibble_pairs(isa, x, place):
+    if not isinstance(place, types.IntegerLiteral) or place.literal_value not in PLACES:
+        raise errors.TypingError(f"place={place} is not one of the constants {PLACES}")
     if has_products(isa.isa):
         return lambda isa, x, place: _looked_up(x, place)
     return lambda isa, x, place: (
@@ -53,9 +55,6 @@ def _nibble_pairs(isa, x, place):
 
 @intrinsic(prefer_literal=True)
 def _looked_up(typing, x, place):
-    if not isinstance(place, types.IntegerLiteral) or place.literal_value not in PLACES:
-        raise errors.TypingError(f"place={place} is not one of the constants {PLACES}")
-
     def generate(context, builder, signature, arguments):
         integers = np.arange(2 * CODES) % CODES - MIDDLE
         bits = integers.astype(np.float32).view(np.int32) >> 16
