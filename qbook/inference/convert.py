@@ -1,10 +1,15 @@
-"""Replace the Linear layers of any model by packed ones.  Book: 6.2"""
+"""Replace the layers of any model by packed ones.  Book: 6.2"""
 
 import copy
 
+import torch
 from torch import nn
 
+from qbook import affine
+from qbook.inference.int8_conv2d import Int8Conv2d
+from qbook.inference.int8_linear import Int8Linear
 from qbook.pipeline import supported
+from qbook.ptq import simulate
 
 
 def convert(model, layer, *, skip=(), **options):
@@ -30,6 +35,32 @@ def convert(model, layer, *, skip=(), **options):
         except ValueError as error:
             raise ValueError(f"{name}: {error}; skip={[name]} leaves it as it is") from error
         converted.set_submodule(name, packed)
+    return converted
+
+
+def convert_convolutions(model, run, *, skip=()):
+    """-> a copy with INT8 convolutions and Linear layers, for inputs like those that ``run`` shows
+
+    run:   called with the model, calls it on samples; each convolution keeps the range it saw
+    skip:  as in ``convert``
+    Raises ValueError as ``convert``, for a convolution of one dimension, and for one that ``run``
+    did not reach.
+    """
+    seen = simulate.record(model, run)
+    converted = copy.deepcopy(model).eval()
+    for name in supported.layers(model, skip):
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Linear):
+            converted.set_submodule(name, Int8Linear(layer))
+            continue
+        if name not in seen:
+            raise ValueError(f"{name} was not reached by run; skip={[name]} leaves it as it is")
+        inputs = torch.cat([x.flatten() for x in seen[name]])
+        x_qparams = affine.choose_qparams(inputs, 8, symmetric=False)
+        try:
+            converted.set_submodule(name, Int8Conv2d(layer, x_qparams))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; skip={[name]} leaves it as it is") from error
     return converted
 
 

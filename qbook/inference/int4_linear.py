@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from qbook import affine
-from qbook.inference.packed_linear import PackedLinear, array
+from qbook.inference.packed_layer import array
+from qbook.inference.packed_linear import PackedLinear
 from qbook.kernels.int4_matmul import matmul, panels
 
 SCALE = np.dtype(np.float16)

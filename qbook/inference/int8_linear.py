@@ -7,7 +7,8 @@ The W8A8 of LLM.int8() without its outliers: Dettmers et al. 2022, arXiv:2208.07
 import torch
 
 from qbook import affine
-from qbook.inference.packed_linear import PackedLinear, array
+from qbook.inference.packed_layer import array
+from qbook.inference.packed_linear import PackedLinear
 from qbook.kernels.int8_matmul import matmul, panels
 from qbook.kernels.rowwise import quantizer
 

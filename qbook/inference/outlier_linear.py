@@ -5,7 +5,8 @@ Dettmers et al. 2022, arXiv:2208.07339, section 3.2.  Book: 5.1, 6.2
 
 import torch
 
-from qbook.inference.packed_linear import PackedLinear, array
+from qbook.inference.packed_layer import array
+from qbook.inference.packed_linear import PackedLinear
 from qbook.kernels.int8_matmul import panels
 from qbook.kernels.outlier_matmul import matmul
 from qbook.kernels.outlier_matmul import panels as outlier_panels

@@ -7,7 +7,8 @@ for the whole weight.  Book: 6.2
 import numpy as np
 import torch
 
-from qbook.inference.packed_linear import PackedLinear, array
+from qbook.inference.packed_layer import array
+from qbook.inference.packed_linear import PackedLinear
 from qbook.kernels.rowwise import quantizer
 from qbook.kernels.ternary_matmul import matmul, panels
 from qbook.qat import twn

@@ -88,7 +88,7 @@ def test_misuse_is_refused_with_what_would_work(kind):
             packed(inputs(5, 64).double())
         with pytest.raises(ValueError, match=r"of shape \(5, 63\)"):
             packed(inputs(5, 63))
-    with pytest.raises(ValueError, match=r"linear is a Conv1d; pass a torch\.nn\.Linear"):
+    with pytest.raises(ValueError, match=r"layer is a Conv1d; pass a torch\.nn\.Linear"):
         CLASSES[kind](nn.Conv1d(1, 1, 1))
     with pytest.raises(ValueError, match=r"the weight is torch\.bfloat16 on cpu"):
         CLASSES[kind](linear.bfloat16())

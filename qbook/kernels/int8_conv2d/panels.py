@@ -72,6 +72,11 @@ def pack(w_codes, zero_point=0, groups=1):
     return Panels(data, w.shape, zero_point, code_sums, int(groups), reach(w.dtype, zero_point))
 
 
+def stored(data, code_sums, shape, groups):
+    """The ``Panels`` of codes with zero-point 0 from what has to be stored of them"""
+    return Panels(data, shape, np.zeros(shape[0], np.int32), code_sums, groups, 128)
+
+
 def unpack(w):
     """``Panels`` -> codes int8 [out, in / groups, kh, kw]"""
     out, channels, *kernel = w.shape
