@@ -64,6 +64,7 @@ notebooks: $(STAMP)
 # Prints every ratio and draws the roofline into $(REPORTS); QBOOK_GGML=folder adds llama.cpp's library.
 bench: $(STAMP)
 	@mkdir -p $(REPORTS)
+	$(BIN)/python -m benchmarks.affine
 	$(BIN)/python -m benchmarks.cpu --roofline $(REPORTS)/roofline.svg
 
 clean:

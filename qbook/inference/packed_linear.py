@@ -4,9 +4,10 @@ from qbook.inference.packed_layer import PackedLayer
 
 
 class PackedLinear(PackedLayer):
-    """x [..., in] float32 -> [..., out] float32.  Subclasses give ``tensors`` and ``compute``.
+    """x [..., in] float32 -> [..., out] float32.  Subclasses give two things:
 
-    tensors:   what ``compute`` and the operator take behind x, in their order
+    compute:   classmethod, (x [samples, in], *tensors) -> [samples, out], NumPy behind views
+    tensors:   property, what ``compute`` and the operator take behind x, in their order
     """
 
     def __init__(self, linear):
@@ -20,15 +21,6 @@ class PackedLinear(PackedLayer):
                 f"codes of shape {tuple(codes.shape)} are not of the layer's "
                 f"{(self.out_features, self.in_features)}"
             )
-
-    @classmethod
-    def compute(cls, x, *tensors):
-        """x [samples, in], buffers -> [samples, out]: NumPy behind views of tensors"""
-        raise NotImplementedError
-
-    @property
-    def tensors(self):
-        raise NotImplementedError
 
     def forward(self, x):
         self.check_input(x, f"[..., {self.in_features}]", x.shape[-1] == self.in_features)

@@ -31,7 +31,8 @@ def floats(values, count, name, lanes=0):
     values = np.asarray(values, np.float32)
     if values.size not in (1, count) or values.ndim > 2:
         raise ValueError(f"{name} is of shape {values.shape}; pass a number or {count} numbers")
-    if values.size == count and lanes <= count:
+    # An array that is read-only is another type to Numba, and would be compiled for once more.
+    if values.size == count and lanes <= count and values.flags.writeable:
         return np.ascontiguousarray(values.reshape(-1))
     padded = np.zeros(max(count, lanes), np.float32)
     padded[:count] = values.reshape(-1)

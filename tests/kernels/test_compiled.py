@@ -41,7 +41,7 @@ def test_kernels_are_cached_on_disk_until_any_source_changes(tmp_path):
     # A wrong multiplication in a file that holds no kernel, only what kernels are made of.
     source = package / "kernels" / "simd" / "tile.py"
     text = source.read_text()
-    right = "builder.add(builder.load(pointer, align=1), total"
+    right = "builder.add(builder.load(place, align=1), own)"
     wrong = text.replace(right, right.replace("add", "sub"))
     assert wrong != text
     source.write_text(wrong)

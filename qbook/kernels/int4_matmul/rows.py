@@ -6,11 +6,11 @@ length is known to the compiler, which writes each step out row by row and keeps
 registers.
 """
 
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from qbook.kernels.simd import bfloat, dot
+from qbook.kernels.simd.arithmetic import emit_multiply_add
 from qbook.kernels.simd.types import address, constant, f32x16, i32x16, splat
 
 
@@ -43,12 +43,11 @@ def dot4_rows(typing, isa, sums, u, x, rows, offset):
     """sums + ``dot4`` of u, 4 unsigned bytes in each lane, and the 4 signed bytes of each row"""
 
     def generate(context, builder, signature, arguments):
-        isa, kind, _, x = signature.args[:4]
-        _, sums, u, *place = arguments
-        words = _words(context, builder, x, *place, i32x16)
-        pairs = zip(cgutils.unpack_tuple(builder, sums), words, strict=True)
-        results = [dot.emit(builder, isa.isa, total, u, word) for total, word in pairs]
-        return context.make_tuple(builder, kind, results)
+        def step(total, word):
+            return dot.emit(builder, signature.args[0].isa, total, arguments[2], word)
+
+        place = signature.args[3], *arguments[3:]
+        return _each_row(context, builder, signature.args[1], arguments[1], place, i32x16, step)
 
     return sums(isa, sums, u, x, rows, types.intp), generate
 
@@ -58,12 +57,11 @@ def dot2_rows(typing, sums, w, x, rows, offset):
     """sums + w, of ``bfloat.nibble_pairs``, times the two bfloat16 of each row"""
 
     def generate(context, builder, signature, arguments):
-        kind, _, x = signature.args[:3]
-        sums, w, *place = arguments
-        words = _words(context, builder, x, *place, i32x16)
-        pairs = zip(cgutils.unpack_tuple(builder, sums), words, strict=True)
-        results = [bfloat.dot2(builder, total, w, word) for total, word in pairs]
-        return context.make_tuple(builder, kind, results)
+        def step(total, word):
+            return bfloat.dot2(builder, total, arguments[1], word)
+
+        place = signature.args[2], *arguments[2:]
+        return _each_row(context, builder, signature.args[0], arguments[0], place, i32x16, step)
 
     return sums(sums, w, x, rows, types.intp), generate
 
@@ -73,12 +71,11 @@ def muladd_rows(typing, sums, w, x, rows, offset):
     """sums + w times the float32 of each row, rounded once where the machine has such a step"""
 
     def generate(context, builder, signature, arguments):
-        kind, _, x = signature.args[:3]
-        sums, w, *place = arguments
-        words = _words(context, builder, x, *place, f32x16)
-        pairs = zip(cgutils.unpack_tuple(builder, sums), words, strict=True)
-        results = [_muladd(builder, w, word, total) for total, word in pairs]
-        return context.make_tuple(builder, kind, results)
+        def step(total, word):
+            return emit_multiply_add(builder, arguments[1], word, total)
+
+        place = signature.args[2], *arguments[2:]
+        return _each_row(context, builder, signature.args[0], arguments[0], place, f32x16, step)
 
     return sums(sums, w, x, rows, types.intp), generate
 
@@ -111,10 +108,17 @@ def add_scaled_floats(typing, totals, a, b, c, d, w_scale):
         results = []
         for total, a, b, c, d in zip(*parts, strict=True):
             value = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
-            results.append(_muladd(builder, value, arguments[5], total))
+            results.append(emit_multiply_add(builder, value, arguments[5], total))
         return context.make_tuple(builder, signature.args[0], results)
 
     return totals(totals, a, b, c, d, w_scale), generate
+
+
+def _each_row(context, builder, kind, sums, place, vector, step):
+    """-> step(sum, word of the row in every lane) of each row; place: x's type, x, rows, offset"""
+    words = _words(context, builder, *place, vector)
+    pairs = zip(cgutils.unpack_tuple(builder, sums), words, strict=True)
+    return context.make_tuple(builder, kind, [step(total, word) for total, word in pairs])
 
 
 def _words(context, builder, kind, x, rows, offset, vector):
@@ -125,9 +129,3 @@ def _words(context, builder, kind, x, rows, offset, vector):
         pointer = address(context, builder, kind, x, builder.add(start, offset), element)
         found.append(splat(builder, builder.load(pointer, align=1), vector.llvm))
     return found
-
-
-def _muladd(builder, x, y, z):
-    kind = ir.FunctionType(z.type, [z.type] * 3)
-    name = f"llvm.fmuladd.v{z.type.count}f32"
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [x, y, z])

@@ -136,6 +136,8 @@ def _floats(isa, x, rows, w, at, layout):
     return totals
 
 
+# The end of a group stands in ``_floats`` and in ``_pairs``: in a function of its own the sums went
+# through memory, several times slower (``python -m benchmarks.cpu --only int4_matmul``).
 def _pairs(isa, x, rows, w, at, layout):
     groups, steps, scale_bytes, zero_bytes = layout
     totals = zeros_f32(rows)

@@ -12,6 +12,7 @@ from qbook.kernels.simd.arithmetic import (
     add,
     and_,
     mul,
+    multiply_add,
     shift_right,
     splat_f32,
     splat_i32,
@@ -26,7 +27,6 @@ from qbook.kernels.simd.memory import (
     store,
     store_first,
 )
-from qbook.kernels.simd.search import multiply_add
 
 LANES = 16
 # Rows of x that share a load of w.

@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 
 from qbook.kernels.compiled import kernel
-from qbook.kernels.simd.arithmetic import add, and_, mul, splat_f32, splat_i32, sub
+from qbook.kernels.simd.arithmetic import add, and_, mul, multiply_add, splat_f32, splat_i32, sub
 from qbook.kernels.simd.convert import (
     bits_of,
     largest_lane,
@@ -19,7 +19,7 @@ from qbook.kernels.simd.convert import (
     minimum,
 )
 from qbook.kernels.simd.memory import load_f32, store
-from qbook.kernels.simd.search import multiply_add, round_even, wide_sum
+from qbook.kernels.simd.search import round_even, wide_sum
 
 # 8 KiB, a quarter of the smallest first-level caches.
 BLOCK = 2048

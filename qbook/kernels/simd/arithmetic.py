@@ -86,6 +86,23 @@ def fma(typing, x, y, z):
 
 
 @intrinsic
+def multiply_add(typing, x, y, z):
+    """x y + z of f32x16, rounded once where the processor can and twice elsewhere"""
+
+    def generate(context, builder, signature, arguments):
+        return emit_multiply_add(builder, *arguments)
+
+    return f32x16(f32x16, f32x16, f32x16), generate
+
+
+def emit_multiply_add(builder, x, y, z):
+    """LLVM code for ``multiply_add``"""
+    kind = ir.FunctionType(z.type, [z.type] * 3)
+    name = f"llvm.fmuladd.v{z.type.count}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [x, y, z])
+
+
+@intrinsic
 def sum_lanes(typing, x):
     """i32x16 -> int32, the sum of its lanes modulo 2^32"""
 

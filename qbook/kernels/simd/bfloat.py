@@ -19,7 +19,7 @@ from numba.core import cgutils, errors, types
 from numba.extending import intrinsic, overload
 
 from qbook.kernels.isa import features
-from qbook.kernels.simd.arithmetic import shift_right
+from qbook.kernels.simd.arithmetic import emit_multiply_add, shift_right
 from qbook.kernels.simd.lookup import CODES, MIDDLE, nibble_to_f32
 from qbook.kernels.simd.types import I16, constant, f32x16, i32x16
 
@@ -76,12 +76,10 @@ def dot2(builder, acc, w, x):
         # LLVM types its operands as bfloat since 16 and takes the older form as well.
         kind = ir.FunctionType(FLOATS, [FLOATS, NUMBERS, NUMBERS])
         return _call(builder, kind, "llvm.x86.avx512bf16.dpbf16ps.512", [acc, w, x])
-    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
     upper = builder.and_(x, constant(NUMBERS, UPPER))
     lower = builder.shl(x, constant(NUMBERS, 16))
     for factor, half in zip(cgutils.unpack_tuple(builder, w), (upper, lower), strict=True):
-        half = builder.bitcast(half, FLOATS)
-        acc = _call(builder, kind, "llvm.fmuladd.v16f32", [factor, half, acc])
+        acc = emit_multiply_add(builder, factor, builder.bitcast(half, FLOATS), acc)
     return acc
 
 

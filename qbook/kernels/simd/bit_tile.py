@@ -12,13 +12,15 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from qbook.kernels.simd.register_loop import at, load_at, pointer, sums_over
+from qbook.kernels.simd import register_loop
+from qbook.kernels.simd.register_loop import at, load_at, pointer, strided, sums_over
 from qbook.kernels.simd.types import I32, I64, constant, splat
 
 V8, V8_SHORT = ir.VectorType(I64, 8), ir.VectorType(I32, 8)
 # 32 registers of 512 bits hold 24 sums, 4 vectors of w and what an addition needs; 16 of 256 bits
 # hold 2 sums of two registers each beside the table of nibbles, its masks and what is in flight.
 SHAPES = {"avx512vnni": (6, 4), "avxvnni": (2, 1), "portable": (2, 1)}
+shape_of = register_loop.shape_of(SHAPES)
 
 
 def bit_tile(rows=None, panels=None):
@@ -57,9 +59,9 @@ def bit_tile(rows=None, panels=None):
             a = pointer(context, builder, kinds[1], a, a_offset)
             w = pointer(context, builder, kinds[4], w, w_offset)
             c = pointer(context, builder, kinds[9], c, c_offset)
-            a_rows = _strided(builder, a, a_stride, shape[0])
-            w_panels = _strided(builder, w, w_stride, shape[1])
-            c_rows = _strided(builder, c, c_stride, shape[0])
+            a_rows = strided(builder, a, a_stride, shape[0])
+            w_panels = strided(builder, w, w_stride, shape[1])
+            c_rows = strided(builder, c, c_stride, shape[0])
 
             def load_vectors(step):
                 offset = builder.mul(step, ir.Constant(I64, 64))
@@ -85,17 +87,6 @@ def bit_tile(rows=None, panels=None):
         return types.void(isa, a, n, n, w, n, n, n, n, c, n, n), generate
 
     return tile
-
-
-@intrinsic
-def shape_of(typing, isa):
-    """-> (rows, panels) of the whole tile, constants of the compiled code"""
-    kind = types.UniTuple(types.int64, 2)
-
-    def generate(context, builder, signature, arguments):
-        return context.make_tuple(builder, kind, [ir.Constant(I64, n) for n in SHAPES[isa.isa]])
-
-    return kind(isa), generate
 
 
 @intrinsic
@@ -140,8 +131,3 @@ def _count_ones(builder, value):
     kind = ir.FunctionType(value.type, [value.type])
     function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.ctpop.{suffix}")
     return builder.call(function, [value])
-
-
-def _strided(builder, start, stride, count):
-    """-> pointers to bytes, ``count`` of them, ``stride`` apart"""
-    return [builder.gep(start, [builder.mul(stride, ir.Constant(I64, i))]) for i in range(count)]

@@ -13,9 +13,7 @@ from qbook.kernels.simd.types import (
     address,
     constant,
     f32x16,
-    i16x32,
     i32x16,
-    i64x8,
     splat,
 )
 
@@ -90,7 +88,7 @@ def store_first(typing, array, offset, vector, count):
 
 def _short(element):
     """LLVM's name of an element type inside the names of its functions: i32, f32"""
-    return {"float": "f32", "half": "f16"}.get(str(element), str(element))
+    return "f32" if str(element) == "float" else str(element)
 
 
 @intrinsic
@@ -115,5 +113,3 @@ def emit_prefetch(builder, pointer):
 
 load_i32, broadcast_i32 = _loader(i32x16), _broadcaster(i32x16)
 load_f32, broadcast_f32 = _loader(f32x16), _broadcaster(f32x16)
-load_i16 = _loader(i16x32)
-load_i64, broadcast_i64 = _loader(i64x8), _broadcaster(i64x8)

@@ -52,15 +52,3 @@ def wide_sum(typing, x):
         return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
 
     return types.float64(f32x16), generate
-
-
-@intrinsic
-def multiply_add(typing, x, y, z):
-    """x y + z of f32x16, rounded once where the processor can and twice elsewhere"""
-
-    def generate(context, builder, signature, arguments):
-        kind = ir.FunctionType(x.llvm, [x.llvm] * 3)
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v16f32")
-        return builder.call(function, arguments)
-
-    return f32x16(f32x16, f32x16, f32x16), generate

@@ -1,6 +1,6 @@
 """Vectors as Numba types: what LLVM keeps in one register, or in several where they are shorter.
 
-i32x16 f32x16 i16x32 i64x8    512 bits: one register of AVX-512, two of AVX2, four of NEON
+i32x16 f32x16    512 bits: one register of AVX-512, two of AVX2, four of NEON
 """
 
 from llvmlite import ir
@@ -27,9 +27,6 @@ class _VectorModel(models.PrimitiveModel):
 
 i32x16 = Vector(I32, 16)
 f32x16 = Vector(F32, 16)
-i16x32 = Vector(I16, 32)
-i64x8 = Vector(I64, 8)
-f16x16 = Vector(F16, 16)
 i8x16 = Vector(I8, 16)
 
 
