@@ -64,3 +64,11 @@ def plus_1024(code):
     1024 has a unit in the last place of 1: the code is the mantissa.
     """
     return (code.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def to_bfloat16_bits(x):
+    """float32, finite -> the nearest float32 whose lower sixteen bits are 0, ties to even"""
+    bits = x.to(tl.uint32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return rounded.to(tl.float32, bitcast=True)
