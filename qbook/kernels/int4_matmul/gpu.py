@@ -29,7 +29,7 @@ def pack(w_codes, qparams):
     zero_point = torch.as_tensor(qparams.zero_point).reshape(out, groups) + shift
     return packed.pack(
         "int4",
-        (codes.short() + shift).to(torch.uint8),
+        (codes.short() + shift).to(torch.uint8).contiguous(),
         scale.reshape(out, groups),
         zero_point,
         group_size=None if groups == 1 else in_ // groups,

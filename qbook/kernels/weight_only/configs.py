@@ -43,9 +43,9 @@ def choose(m, n, packed_bytes, plane, architecture):
     block_m = min(max(16, 1 << (m - 1).bit_length()), 128)
     # A warpgroup of sm_90 takes 64 rows of w; more of them reuse a tile of x.
     block_n = 64 if block_m <= 32 else 128
-    # Triton 3.6 compiles 128 rows of narrow planes for sm_100 to a kernel that does nothing.
+    # Triton 3.6 compiles wide tiles of narrow planes for sm_100 to a kernel that does nothing.
     if architecture == 100 and plane < 64:
-        block_n = 64
+        block_m, block_n = min(block_m, 64), 64
     tiles = 64 // plane
     steps = -(-packed_bytes // (plane * tiles))
     programs = -(-n // block_n) * -(-m // block_m)

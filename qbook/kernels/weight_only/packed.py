@@ -100,11 +100,10 @@ def pack(name, codes, scale, zero_point=None, *, group_size=None, tensor_scale=N
 
 def unpack(packed):
     """``PackedWeight`` -> codes uint8 [out, in]: the inverse of ``pack``"""
-    fmt = FORMATS[packed.format]
-    out, in_ = packed.shape
-    tiles = packed.codes.view(out, -1, packed.plane)
+    fmt, in_ = FORMATS[packed.format], packed.shape[1]
+    tiles = packed.codes.unflatten(1, (-1, packed.plane))
     planes = [tiles >> (fmt.bits * field) & (2**fmt.bits - 1) for field in range(fmt.fields)]
-    return torch.stack(planes, dim=2).view(out, -1)[:, :in_]
+    return torch.stack(planes, dim=2).flatten(1)[:, :in_]
 
 
 def dequantize(packed):

@@ -42,5 +42,5 @@ def from_words(fmt, words, groups):
         return fmt.scales.decode(rows.view(torch.uint8))[:, :groups], 0
     if not fmt.has_zero_point:
         return rows.view(torch.float32)[:, :groups], 0
-    halves = rows.view(torch.float16).view(len(rows), -1, 2).float()[:, :groups]
+    halves = rows.view(torch.float16).view(*rows.shape, 2).float()[:, :groups]
     return halves[..., 0], halves[..., 1] - 1024

@@ -98,6 +98,8 @@ def multiply(
     TILE: tl.constexpr = PLANE * FIELDS
     WHOLE: tl.constexpr = TILES == PARTS * STEPS * TILES_A_STEP
     EVEN: tl.constexpr = WHOLE and K == TILES * TILE
+    STEP: tl.constexpr = TILES_A_STEP * TILE
+    ALIGNED: tl.constexpr = WORD % STEP == 0 or STEP % WORD == 0
     codes_place = codes_ptr + n[:, None].to(tl.int64) * (TILES * PLANE) + byte[None, :]
     x_place = x_ptr + m[None, :].to(tl.int64) * x_stride + byte[:, None]
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -111,7 +113,7 @@ def multiply(
             for field in tl.static_range(FIELDS):
                 column = tile * TILE + field * PLANE
                 # Once for all columns of this step that it serves.
-                if (inner * TILE + field * PLANE) % WORD == 0:
+                if not ALIGNED or (inner * TILE + field * PLANE) % WORD == 0:
                     word = _word(scale_ptr, column, n, N, mask, WORD)
                 w = _weight(
                     packed,
@@ -193,7 +195,9 @@ def multiply_row(
     m = tl.program_id(1).to(tl.int64)
     byte = tl.arange(0, PLANE)
     FIELDS: tl.constexpr = 8 // BITS
-    EVEN: tl.constexpr = TILES == STEPS * BLOCK_TILES and K == TILES * PLANE * FIELDS
+    TILE: tl.constexpr = PLANE * FIELDS
+    ALIGNED: tl.constexpr = WORD % TILE == 0 or TILE % WORD == 0
+    EVEN: tl.constexpr = TILES == STEPS * BLOCK_TILES and K == TILES * TILE
     row = codes_ptr + n.to(tl.int64) * (TILES * PLANE)
     total = tl.zeros((BLOCK_N, BLOCK_TILES, PLANE), tl.float32)
     for step in range(STEPS):
@@ -204,7 +208,7 @@ def multiply_row(
         for field in tl.static_range(FIELDS):
             start = (tile * FIELDS + field) * PLANE
             # Once for all fields that it serves.
-            if field * PLANE % WORD == 0:
+            if not ALIGNED or field * PLANE % WORD == 0:
                 word = _word(scale_ptr, start[None, :], n[:, None], N, mask, WORD)
             w = _weight(
                 packed,
@@ -254,13 +258,14 @@ def dequantize(
     tile = tl.program_id(1) * BLOCK_TILES + tl.arange(0, BLOCK_TILES)
     byte = tl.arange(0, PLANE)
     FIELDS: tl.constexpr = 8 // BITS
+    ALIGNED: tl.constexpr = WORD % (PLANE * FIELDS) == 0 or PLANE * FIELDS % WORD == 0
     mask = (n < N)[:, None] & (tile < TILES)[None, :]
     rows = n.to(tl.int64)[:, None, None]
     place = (tile[:, None] * PLANE + byte[None, :])[None, :, :]
     packed = tl.load(codes_ptr + rows * (TILES * PLANE) + place, mask=mask[:, :, None], other=0)
     for field in tl.static_range(FIELDS):
         start = (tile * FIELDS + field) * PLANE
-        if field * PLANE % WORD == 0:
+        if not ALIGNED or field * PLANE % WORD == 0:
             word = _word(scale_ptr, start[None, :], n[:, None], N, mask, WORD)
         w = _weight(
             packed,
