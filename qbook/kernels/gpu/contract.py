@@ -29,7 +29,8 @@ REGISTERS = 65536
 
 # What a tensor core's instruction is called in machine code, by type of operand and architecture.
 MMA = {75: "HMMA", 80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
-IMMA = {75: "IMMA", 80: "IMMA", 86: "IMMA", 89: "IMMA", 90: "IGMMA", 100: "UTCIMMA", 120: "IMMA"}
+# Triton 3.6 gives int8 to sm_100 as it gives it to sm_80.
+IMMA = {75: "IMMA", 80: "IMMA", 86: "IMMA", 89: "IMMA", 90: "IGMMA", 100: "IMMA", 120: "IMMA"}
 QMMA = {89: "QMMA", 90: "QGMMA", 100: "UTCQMMA", 120: "QMMA"}
 # What a launch can claim: name -> architecture -> instruction.
 CLAIMS = {
@@ -152,10 +153,13 @@ def _broken(found, claims):
             yield f"no {wanted}, the instruction of its {claim}"
 
 
-def read(rooms=ROOMS, architectures=device.ARCHITECTURES):
-    """-> ``Report`` of every launch of the rooms' ``contracts``, compiled in another process"""
+def read(rooms=ROOMS, architectures=device.ARCHITECTURES, only=""):
+    """-> ``Report`` of every launch of the rooms' ``contracts``, compiled in another process
+
+    only:  a text that the names of the launches must hold
+    """
     command = [sys.executable, "-m", "qbook.kernels.gpu.contract", *rooms, "--json"]
-    command += ["--arch", *map(str, architectures)]
+    command += ["--only", only, "--arch", *map(str, architectures)]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -163,12 +167,13 @@ def read(rooms=ROOMS, architectures=device.ARCHITECTURES):
     return [Report(**row) for row in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _reports(rooms, architectures):
+def _reports(rooms, architectures, only):
     for room in rooms:
         module = importlib.import_module(f"qbook.kernels.{room}.gpu")
         for architecture in architectures:
             for name, launch in module.contracts(architecture):
-                yield report(room, name, launch, architecture)
+                if only in name:
+                    yield report(room, name, launch, architecture)
 
 
 def main():
@@ -176,6 +181,7 @@ def main():
     # Not ``choices``: argparse would compare the whole default with each of them.
     parser.add_argument("rooms", nargs="*", help=f"of {', '.join(ROOMS)}")
     parser.add_argument("--arch", nargs="+", type=int, default=device.ARCHITECTURES)
+    parser.add_argument("--only", default="", metavar="TEXT", help="launches with TEXT in the name")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     unknown = [str(a) for a in {*asked.rooms, *asked.arch} - {*ROOMS, *device.ARCHITECTURES}]
@@ -184,7 +190,7 @@ def main():
     if device.interpreted():
         parser.error("TRITON_INTERPRET=1 is set, and an interpreter compiles nothing; unset it")
     found = []
-    for row in _reports(asked.rooms or ROOMS, asked.arch):
+    for row in _reports(asked.rooms or ROOMS, asked.arch, asked.only):
         found.append(row)
         if not asked.json:
             print(line(row), flush=True)

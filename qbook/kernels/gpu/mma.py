@@ -72,13 +72,16 @@ WARP = {
 GROUP = {
     "tf32": _group("f32.tf32.tf32", 8, 32, "HGMMA"),
     "fp16": _group("f32.f16.f16", 16, 16, "HGMMA"),
+    "bf16": _group("f32.bf16.bf16", 16, 16, "HGMMA"),
     "int8": _group("s32.s8.s8", 32, 8, "IGMMA"),
     "int4": _group("s32.s4.s4", 64, 4, "IGMMA"),
     "e4m3": _group("f32.e4m3.e4m3", 32, 8, "QGMMA"),
 }
 # Two of a byte's bits stay empty for six-bit types and four for e2m1, except where scaled.
 BLOCK = {
+    "tf32": _block("tf32", 8, 32, "UTCHMMA"),
     "fp16": _block("f16", 16, 16, "UTCHMMA"),
+    "bf16": _block("f16", 16, 16, "UTCHMMA"),
     "int8": _block("i8", 32, 8, "UTCIMMA"),
     "e4m3": _block("f8f6f4", 32, 8, "UTCQMMA"),
     "mxfp8": _block("mxf8f6f4.block_scale", 32, 8, "UTCQMMA"),
@@ -165,7 +168,7 @@ def _warp_body(instruction, sums, number):
 
 def _group_body(instruction, sums, number):
     # Signs and, for 16 bits, orders of both operands are immediate numbers.
-    tail = {"s": "", "f": ", 1, 1"}[number[0]] + (", 0, 0" if ".f16.f16" in instruction.ptx else "")
+    tail = {"s": "", "f": ", 1, 1"}[number[0]] + (", 0, 0" if instruction.bits == 16 else "")
     y_list = ", ".join(f"{sums}{i}" for i in range(4))
     return [
         *(f"ld.global.{number} {sums}{i}, [%d3+{64 + 4 * i}];" for i in range(4)),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 MANY_ROWS = {75: 9, 80: 256, 86: 128, 89: 128, 90: 256, 100: 256, 120: 256}
 # Rows up to which each row of x is multiplied alone.
 FEW_ROWS = {75: 8}
-# Programs that keep a GPU busy: its multiprocessors.
+# Multiprocessors.
 PROGRAMS = {75: 40, 80: 108, 86: 84, 89: 58, 90: 132, 100: 148, 120: 170}
 
 
@@ -49,8 +49,10 @@ def choose(m, n, packed_bytes, plane, architecture):
     tiles = 64 // plane
     steps = -(-packed_bytes // (plane * tiles))
     programs = -(-n // block_n) * -(-m // block_m)
+    # Small tiles leave registers for several programs at a time, which hide each other's waiting.
+    wanted = PROGRAMS[architecture] * (4 if block_m <= 32 else 2)
     parts = 1
-    while programs * parts * 2 <= PROGRAMS[architecture] and steps // (parts * 2) >= 4:
+    while programs * parts * 2 <= wanted and steps // (parts * 2) >= 4:
         parts *= 2
     stages = 5 if block_m <= 32 else 4 if block_m <= 64 else 3
     warps = 4 if block_n == 64 else 8

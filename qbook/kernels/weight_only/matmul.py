@@ -77,13 +77,23 @@ def run(x, w, bias, config):
     if config.way == "dequantize":
         w_hat = x.new_empty(w.shape)
         dequantize_launch(w, w_hat, config, bfloat).run()
-        y = torch.mm(x, w_hat.T)
+        if w.tensor_scale is None and bias is None:
+            return torch.mm(x, w_hat.T).to(dtype)
+        # Before the scale of the tensor a sum may lie beyond float16.
+        y = _float32_product(x, w_hat)
         y = y if w.tensor_scale is None else y * w.tensor_scale
-        return (y if bias is None else y + bias).to(dtype)
+        return (y if bias is None else y + bias.float()).to(dtype)
     y = x.new_empty(x.shape[0], w.shape[0])
     for launch in launches(x, w, bias, y, config, bfloat):
         launch.run()
     return y.to(dtype)
+
+
+def _float32_product(x, w_hat):
+    """x w_hat^T, its float32 sums not rounded: a library's product of 16 bits can, on a GPU"""
+    if x.device.type == "cpu":
+        return x.float() @ w_hat.float().T
+    return torch.mm(x, w_hat.T, out_dtype=torch.float32)
 
 
 def launches(x, w, bias, y, config, bfloat=False):
