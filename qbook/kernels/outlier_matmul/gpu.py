@@ -12,7 +12,7 @@ reason why LLM.int8() is slower than its int8 product.  Columns that are known b
 calibration, spare the first pass and the wait, and a CUDA graph can hold the rest.
 
 A tensor on the CPU takes ``by_torch``, and so does a T4 (sm_75), where Triton has no tensor cores
-and torch's int8 product has.  Book: 5.1, 6.2
+and torch's int8 product has.  Book: 5.1, 6.1
 """
 
 import torch

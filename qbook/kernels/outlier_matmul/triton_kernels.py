@@ -5,7 +5,7 @@
 
 Fused, because apart (three launches) the int32 sums and the float product would each be written
 and read again.  The columns with outliers are taken from where they lie: a gather fetches 32 bytes
-for each number of 2, which is cheap for tens of columns and dear for hundreds.  Book: 5.1, 6.2
+for each number of 2, which is cheap for tens of columns and dear for hundreds.  Book: 5.1, 6.1
 """
 
 import triton

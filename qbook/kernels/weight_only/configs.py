@@ -8,6 +8,8 @@ dequantized weight loses least.  The figures here are estimates until a GPU has 
 
 from typing import NamedTuple
 
+from qbook.kernels.gpu.device import SHARED_MEMORY
+
 # Rows of x from which on the weight is dequantized first: where the time of one more write and read
 # of the weight is small beside the product's.  The T4 has no tensor cores through Triton.
 MANY_ROWS = {75: 9, 80: 256, 86: 128, 89: 128, 90: 256, 100: 256, 120: 256}
@@ -34,17 +36,23 @@ class Config(NamedTuple):
     num_stages: int = 4
 
 
-def choose(m, n, packed_bytes, plane, architecture):
-    """m rows of x, n of w, each of packed_bytes in planes of ``plane`` columns -> ``Config``"""
+def choose(m, n, packed_bytes, plane, architecture, fields=2):
+    """m rows of x, n of w, each of packed_bytes in planes of ``plane`` columns -> ``Config``
+
+    fields:  codes in a byte
+    """
     if m <= FEW_ROWS.get(architecture, 1):
         return row(packed_bytes, plane)
     if m >= MANY_ROWS[architecture]:
         return Config("dequantize", block_n=8, tiles=max(1, 512 // plane))
-    block_m = min(max(16, 1 << (m - 1).bit_length()), 128)
-    # A warpgroup of sm_90 takes 64 rows of w; more of them reuse a tile of x.
-    block_n = 64 if block_m <= 32 else 128
-    # Triton 3.6 compiles wide tiles of narrow planes for sm_100 to a kernel that does nothing.
-    if architecture == 100 and plane < 64:
+    room = SHARED_MEMORY[architecture] * 1024
+    block_m = min(max(16, 1 << (m - 1).bit_length()), 128 if room > 99 * 1024 else 64)
+    # A warpgroup of sm_90 takes 64 rows of w; more of them reuse a tile of x.  Four fields of 128
+    # rows spill on sm_80.
+    block_n = 64 if block_m <= 32 or (fields == 4 and block_m == 64) else 128
+    # Triton 3.6 compiles wide tiles of narrow planes, or of four fields, for sm_100 to a kernel
+    # that does nothing.
+    if architecture == 100 and (plane < 64 or fields == 4):
         block_m, block_n = min(block_m, 64), 64
     tiles = 64 // plane
     steps = -(-packed_bytes // (plane * tiles))
@@ -55,6 +63,9 @@ def choose(m, n, packed_bytes, plane, architecture):
     while programs * parts * 2 <= wanted and steps // (parts * 2) >= 4:
         parts *= 2
     stages = 5 if block_m <= 32 else 4 if block_m <= 64 else 3
+    # What one of them loads, and some memory for the rest.
+    loaded = plane * tiles * (block_n + 2 * fields * block_m)
+    stages = min(stages, 1 + (room - 8192) // loaded)
     warps = 4 if block_n == 64 else 8
     return Config("tile", block_m, block_n, tiles, parts, warps, stages)
 

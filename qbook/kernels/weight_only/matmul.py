@@ -13,6 +13,17 @@ from qbook.kernels.weight_only import configs, packed
 from qbook.kernels.weight_only.formats import FORMATS
 from qbook.kernels.weight_only.packed import PackedWeight
 
+# Rows of x and types for which launches are compiled without a GPU; every other without bfloat16.
+CONTRACTS = (
+    (1, torch.float16),
+    (1, torch.bfloat16),
+    (16, torch.float16),
+    (64, torch.bfloat16),
+    (100, torch.float16),
+    (4096, torch.bfloat16),
+    (4096, torch.float16),
+)
+
 
 def matmul(x, w, bias=None):
     """x [samples, in] float16 or bfloat16, w ``PackedWeight`` [out, in] -> [samples, out], x's type
@@ -63,8 +74,12 @@ def reference(x, w, bias=None):
 
 def choose(x, w):
     """-> ``Config`` for x on its device"""
-    found = device.architecture(x)
-    return configs.choose(x.shape[0], w.shape[0], w.codes.shape[1], w.plane, found)
+    return _choose(x.shape[0], w, device.architecture(x))
+
+
+def _choose(m, w, architecture):
+    fields = FORMATS[w.format].fields
+    return configs.choose(m, *w.codes.shape, w.plane, architecture, fields)
 
 
 def run(x, w, bias, config):
@@ -172,14 +187,14 @@ def contracts(name, architecture, group_size=None):
     scale = torch.empty(words, n, dtype=torch.int32, **empty)
     codes = torch.empty(n, k * fmt.bits // 8, dtype=torch.uint8, **empty)
     w = PackedWeight(codes, scale, None, name, (n, k), group_size)
-    for m in (1, 16, 64, 128, 4096):
-        for dtype in arguments.HALF if architecture > 75 else arguments.HALF[:1]:
-            config = configs.choose(m, n, codes.shape[1], w.plane, architecture)
-            x, y = torch.empty(m, k, dtype=dtype, **empty), torch.empty(m, n, dtype=dtype, **empty)
-            label = f"{name} {str(dtype)[6:]} {m} rows"
-            if config.way == "dequantize":
-                w_hat = torch.empty(n, k, dtype=dtype, **empty)
-                yield f"{label}, dequantize", dequantize_launch(w, w_hat, config)
-                continue
-            for launch in launches(x, w, None, y, config):
-                yield f"{label}, {launch.kernel.__name__}", launch
+    for m, dtype in CONTRACTS if architecture > 75 else CONTRACTS[::2]:
+        config = _choose(m, w, architecture)
+        x, y = torch.empty(m, k, dtype=dtype, **empty), torch.empty(m, n, dtype=dtype, **empty)
+        label = f"{name} {str(dtype)[6:]} {m} rows"
+        if config.way == "dequantize":
+            w_hat = torch.empty(n, k, dtype=dtype, **empty)
+            yield f"{label}, dequantize", dequantize_launch(w, w_hat, config)
+            continue
+        # The second launch adds parts, and is the same for all.
+        for launch in launches(x, w, None, y, config)[: 2 if m == 16 else 1]:
+            yield f"{label}, {launch.kernel.__name__}", launch
