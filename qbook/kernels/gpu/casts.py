@@ -1,4 +1,4 @@
-"""Device functions: rounding and conversions by bits, the same on a GPU and in the interpreter.
+"""Device functions: rounding and conversions, the same on a GPU and in the interpreter.
 
 Triton's interpreter rounds ``.to(tl.float8e4nv)`` wrongly at ties and knows neither libdevice nor
 inline assembly; integers are exact everywhere.  Book: 2.5, 6.1
@@ -7,14 +7,27 @@ inline assembly; integers are exact everywhere.  Book: 2.5, 6.1
 import triton
 import triton.language as tl
 
+from qbook.kernels.gpu import device
+
+# Known when this module is loaded: a process compiles, or it interprets.
+PTX = tl.constexpr(not device.interpreted())
+
 
 @triton.jit
-def rint(x):
-    """float32, |x| < 2^22 -> the nearest integer, ties to even, as float32
+def nearest(x):
+    """float32, |x| < 2^22 -> the nearest integer, ties to even, int32
 
-    1.5 * 2^23 has a unit in the last place of 1: the addition rounds.
+    An instruction, and not an addition: the assembler of sm_100 and sm_120 fuses a product with
+    the sum behind it even where it is told not to (ptxas 12.9, --fmad=false), and rounds once.
+    In the interpreter: 1.5 * 2^23 has a unit in the last place of 1, so that the addition rounds.
     """
-    return (x + 12582912.0) - 12582912.0
+    if PTX:
+        rounded = tl.inline_asm_elementwise(
+            "cvt.rni.s32.f32 $0, $1;", "=r,f", [x], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        rounded = ((x + 12582912.0) - 12582912.0).to(tl.int32)
+    return rounded
 
 
 @triton.jit

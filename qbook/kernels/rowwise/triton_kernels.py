@@ -24,11 +24,11 @@ def _scale(largest, LARGEST_CODE: tl.constexpr):
 
 
 @triton.jit
-def _codes(x, scale, LARGEST_CODE: tl.constexpr, NATIVE: tl.constexpr, codes_ptr):
+def _codes(x, scale, NATIVE: tl.constexpr, codes_ptr):
     """x of rows -> codes of the type that codes_ptr points to: x * (1 / scale), rounded"""
     steps = x * tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, None]
     if codes_ptr.dtype.element_ty == tl.int8:
-        codes = casts.rint(steps).to(tl.int8)
+        codes = casts.nearest(steps).to(tl.int8)
     elif NATIVE:
         # The instruction saturates beyond 448 and rounds ties to even.
         codes = steps.to(tl.float8e4nv)
@@ -67,7 +67,7 @@ def quantize_short(
     place = row[:, None] * stride + columns[None, :]
     x = _load(x_ptr, multiplier_ptr, place, columns, mask, n, HAS_MULTIPLIER)
     scale = _scale(tl.max(tl.abs(x), axis=1), LARGEST_CODE)
-    codes = _codes(x, scale, LARGEST_CODE, NATIVE, codes_ptr)
+    codes = _codes(x, scale, NATIVE, codes_ptr)
     tl.store(codes_ptr + row[:, None] * n + columns[None, :], codes, mask=mask)
     tl.store(scale_ptr + row, scale, mask=row < rows)
 
@@ -104,7 +104,7 @@ def quantize_long(
         mask = (row < rows)[:, None] & (columns < n)[None, :]
         place = row[:, None] * stride + columns[None, :]
         x = _load(x_ptr, multiplier_ptr, place, columns, mask, n, HAS_MULTIPLIER)
-        codes = _codes(x, scale, LARGEST_CODE, NATIVE, codes_ptr)
+        codes = _codes(x, scale, NATIVE, codes_ptr)
         tl.store(codes_ptr + row[:, None] * n + columns[None, :], codes, mask=mask)
 
 

@@ -51,8 +51,9 @@ def choose(m, n, packed_bytes, plane, architecture, fields=2):
     # rows spill on sm_80.
     block_n = 64 if block_m <= 32 or (fields == 4 and block_m == 64) else 128
     # Triton 3.6 compiles wide tiles of narrow planes, or of four fields, for sm_100 to a kernel
-    # that does nothing.
-    if architecture == 100 and (plane < 64 or fields == 4):
+    # that does nothing; those of the narrowest spill elsewhere where 16 does not divide m.
+    spills = plane == 16 and architecture not in (90, 100)
+    if spills or (architecture == 100 and (plane < 64 or fields == 4)):
         block_m, block_n = min(block_m, 64), 64
     tiles = 64 // plane
     steps = -(-packed_bytes // (plane * tiles))

@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_told(call, x, multiplier, told):
 
 FAULTS = [
     ("mask", "(columns < n)[None, :]", "(columns < n + 1)[None, :]"),
-    ("rounding", "casts.rint(steps).to", "steps.to"),
+    ("rounding", "casts.nearest(steps).to", "steps.to"),
     ("scale of zeros", "tl.where(largest == 0, 1.0, scale)", "scale"),
     ("missing scale", "x * tl.div_rn", "x + 0 * tl.div_rn"),
     ("magnitude", "tl.max(tl.abs(x), axis=1)", "tl.max(x, axis=1)"),
