@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -40,7 +39,7 @@ OPERATIONS = [
     "ternary_matmul",
 ]
 # Not on a machine that has torch and Triton and nothing of this project's requirements.
-FOREIGN = ("pooch", "ipywidgets", "numba", "matplotlib", "bitsandbytes", "gemlite")
+FOREIGN = ("pooch", "IPython", "ipywidgets", "numba", "matplotlib", "bitsandbytes", "gemlite")
 
 
 def test_every_module_is_an_operation_or_known_not_to_be():
@@ -73,17 +72,6 @@ def test_a_record_of_tiny_shapes_is_refused():
     with pytest.raises(SystemExit) as refused:
         command.main(["--quick", "--record"])
     assert refused.value.code == 2
-
-
-def test_what_could_not_be_recorded_is_told_before_anything_is_timed(monkeypatch, capsys):
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(device, "require", lambda: None)
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    monkeypatch.setattr(command, "run", None)
-    assert command.main(["--record"]) == 2
-    assert "qbook is not installed" in capsys.readouterr().out
 
 
 # --- The operations, in the interpreter.

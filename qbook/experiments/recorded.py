@@ -10,6 +10,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import qbook
 from qbook.lab.session import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,7 +31,9 @@ def save(name, results, *, command, seeds, seconds, **settings):
         "device": gpu or cpu_name(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("numpy", "torch", "qbook")},
+        | {name: version(name) for name in ("numpy", "torch")}
+        # Of the code that ran, also where it is used from a checkout.
+        | {"qbook": qbook.__version__},
         "seeds": list(seeds),
         "seconds": round(seconds),
         **settings,

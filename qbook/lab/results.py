@@ -4,8 +4,6 @@ A page injects one with the role ``{measured}`` and never types it.  The stored 
 ("glue"), written here so that a notebook needs no book software to run.
 """
 
-from IPython.display import display
-
 PREFIX = "application/papermill.record/"
 
 
@@ -15,6 +13,9 @@ def result(name, value, spec=""):
     spec: format specification of Python's ``format``; the text is all that is stored, so that a
     number is compared at the precision that readers see.
     """
+    # Here, so that timings can be taken on a machine without notebooks.
+    from IPython.display import display
+
     text = format(value, spec)
     print(f"{name} = {text}")
     display(

@@ -1,32 +1,32 @@
 """Device functions: from codes and scales as they are stored to numbers.
 
-A code decoder takes codes (uint8), an offset (float16) and a table and gives values.  A scale
-decoder takes a word of 32 bits and which of its scales is meant, and gives a scale and an offset.
-None converts an integer to a floating-point number, which would cost more than the product: the
-bits of a code are put where they mean what they should.  Book: 6.1
+A code decoder takes packed bytes, which field of them is meant, an offset (float16) and a table.
+A scale decoder takes a word of 32 bits and which of its scales is meant, and gives a scale and an
+offset.  None converts an integer to a floating-point number, which would cost more than the
+product: the bits of a code are put where they mean what they should.  Book: 6.1
 """
 
 import triton
 import triton.language as tl
 
-from qbook.kernels.gpu import casts
+from qbook.kernels.gpu import casts, fields
 
 
 @triton.jit
-def integer(codes, offset, table_ptr):
+def integer(packed, field: tl.constexpr, BITS: tl.constexpr, offset, table_ptr):
     """code - zero_point, exact; offset = 1024 + zero_point"""
-    return casts.plus_1024(codes) - offset
+    return fields.plus_1024(packed, field, BITS) - offset
 
 
 @triton.jit
-def e2m1(codes, offset, table_ptr):
-    return casts.from_e2m1(codes)
+def e2m1(packed, field: tl.constexpr, BITS: tl.constexpr, offset, table_ptr):
+    return fields.e2m1(packed, field)
 
 
 @triton.jit
-def lookup(codes, offset, table_ptr):
+def lookup(packed, field: tl.constexpr, BITS: tl.constexpr, offset, table_ptr):
     """table [16] float32; 64 bytes, which lie in 16 banks: no two threads wait for each other"""
-    return tl.load(table_ptr + codes.to(tl.int32))
+    return tl.load(table_ptr + fields.cut(packed, field, BITS).to(tl.int32))
 
 
 @triton.jit
@@ -54,8 +54,10 @@ def four_e4m3(word, index):
 
 @triton.jit
 def product(value, scale, DTYPE: tl.constexpr, BFLOAT: tl.constexpr):
-    """value * scale, rounded once to DTYPE: the reconstructed weight
+    """value * scale, rounded to DTYPE: the reconstructed weight
 
+    Once, because the product is exact in float32, of two factors of 11 bits; that of NF4, of two
+    factors of 24 bits, is rounded to float32 first.
     In the interpreter bfloat16 is wrong: there DTYPE is float32, and BFLOAT rounds by bits.
     """
     if value.dtype == tl.float16 and scale.dtype == tl.float16 and DTYPE == tl.float16:

@@ -106,6 +106,7 @@ def _alternatives(launch):
     halves = torch.empty(launch.arguments["scale_ptr"].shape, dtype=torch.float16, device="meta")
     for name, changed in (
         ("converted", {"DECODE": alternatives.converted}),
+        ("byte_by_byte", {"DECODE": alternatives.byte_by_byte}),
         ("half_scale", {"SCALE": alternatives.half_scale, "scale_ptr": halves}),
     ):
         replaced = dataclasses.replace(launch, arguments={**launch.arguments, **changed})

@@ -1,9 +1,11 @@
 """y = x w_hat^T on a GPU, w_hat in a ``PackedWeight``: the public call.
 
-w_hat is value * scale, rounded once to x's type, in each of the three ways; sums are float32 and
-rounded once at the end, so that ways differ by the order of additions only.  A tensor on the CPU
-takes the reference below, see ``gpu.device``.  Book: 6.1
+w_hat is value * scale, rounded to x's type (see ``decode.product``), in each of the three ways;
+sums are float32 and rounded at the end, so that ways differ by the order of additions only.  A
+tensor on the CPU takes the reference below, see ``gpu.device``.  Book: 6.1
 """
+
+import functools
 
 import torch
 
@@ -153,18 +155,22 @@ def dequantize_launch(w, w_hat, config, bfloat=False):
     return Launch(triton_kernels.dequantize, grid, shared, num_warps=config.num_warps)
 
 
+@functools.cache
+def _table(name, place):
+    """-> float32 [16] on a device, kept there: a copy at each call would wait, and break a graph"""
+    fmt = FORMATS[name]
+    return torch.from_numpy(fmt.codes.values.copy()).to(place) if fmt.decode == "lookup" else None
+
+
 def weight_arguments(w, columns, bfloat):
     """-> what every kernel is told about w"""
     from qbook.kernels.weight_only import decode
 
     fmt = FORMATS[w.format]
-    table = None
-    if fmt.decode == "lookup":
-        table = torch.from_numpy(fmt.codes.values.copy()).to(w.codes.device)
     return {
         "codes_ptr": w.codes,
         "scale_ptr": w.scale,
-        "table_ptr": table,
+        "table_ptr": _table(w.format, w.codes.device),
         "K": columns,
         "TILES": w.codes.shape[1] // w.plane,
         "PLANE": w.plane,

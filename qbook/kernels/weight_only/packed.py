@@ -146,8 +146,9 @@ def _scale(scale, shape, fmt):
             f"scale is {arguments.describe(scale)}; {fmt.name} takes {wanted} {list(shape)}"
         )
     scale = scale.reshape(shape)
-    if fmt.scales is not None and bool((scale == fmt.scales.nan).any()):
-        raise ValueError(f"scale holds {fmt.scales.nan}, the NaN of {fmt.scales.name}")
+    wrong = [] if fmt.scales is None else scale[torch.isnan(fmt.scales.decode(scale))]
+    if len(wrong):
+        raise ValueError(f"scale holds {int(wrong[0])}, a NaN of {fmt.scales.name}; pass numbers")
     return scale
 
 

@@ -42,9 +42,9 @@ def _weight(
 
     word:  [..., 1], with the scale of these columns
     """
-    codes = (packed >> (BITS * field)) & ((1 << BITS) - 1)
     scale, offset = SCALE(word, column // GROUP_SIZE % (WORD // GROUP_SIZE))
-    return decode.product(DECODE(codes, offset, table_ptr), scale, DTYPE, BFLOAT)
+    value = DECODE(packed, field, BITS, offset, table_ptr)
+    return decode.product(value, scale, DTYPE, BFLOAT)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from faults import must_fail
 from numpy.testing import assert_array_equal
 
 from qbook.kernels.fp4_matmul import gpu
-from qbook.kernels.gpu import casts
+from qbook.kernels.gpu import casts, fields
 from qbook.kernels.weight_only import configs, decode, matmul, packed, triton_kernels
 
 PACK = {"mxfp4": gpu.pack_mxfp4, "nvfp4": gpu.pack_nvfp4, "nf4": gpu.pack_nf4}
@@ -247,8 +247,8 @@ def test_what_cannot_be_packed_is_told(name):
 FAULTS = {
     "swapped nibbles": (
         (triton_kernels,),
-        "(packed >> (BITS * field))",
-        "(packed >> (8 - BITS - BITS * field))",
+        "DECODE(packed, field, ",
+        "DECODE(packed, 8 // BITS - 1 - field, ",
     ),
     "which scale of a word": (
         (triton_kernels,),
@@ -284,11 +284,11 @@ FAULTS = {
     ),
     "neighbour in the table": (
         (decode, triton_kernels),
-        "table_ptr + codes.to(tl.int32)",
-        "table_ptr + (codes.to(tl.int32) ^ 1)",
+        "table_ptr + fields.cut(packed, field, BITS)",
+        "table_ptr + (fields.cut(packed, field, BITS) ^ 1)",
     ),
-    "sign of E2M1": ((casts, decode, triton_kernels), "& 8) << 12", "& 8) << 11"),
-    "bias of E2M1": ((casts, decode, triton_kernels), "* 16384.0", "* 8192.0"),
+    "sign of E2M1": ((casts, fields, decode, triton_kernels), "& 8) << 12", "& 8) << 11"),
+    "bias of E2M1": ((casts, fields, decode, triton_kernels), "* 16384.0", "* 8192.0"),
     "bias of E4M3": ((casts, decode, triton_kernels), "* 256.0", "* 128.0"),
     "sign of E4M3": ((casts, decode, triton_kernels), "((code & 0x80) << 8)", "0"),
     "the smallest of E8M0": ((casts, decode, triton_kernels), "0x400000, byte", "0, byte"),

@@ -1,9 +1,9 @@
 """Ternary products for GPUs: in Triton's interpreter, against integers and the CPU's room."""
 
 import itertools
-import re
 
 import numpy as np
+import ptx
 import pytest
 import torch
 from faults import must_fail
@@ -124,25 +124,8 @@ def test_sums_beyond_float16_are_scaled_before_they_are_rounded(architecture):
 
 @pytest.mark.parametrize("field", range(4))
 def test_the_assembly_for_four_bytes_gives_the_codes(field):
-    every = np.arange(256, dtype=np.uint32)
-    # A byte in each place, beside others that a borrow or a shift must not reach.
-    words = np.concatenate(
-        [
-            every << np.uint32(8 * place) | np.uint32(0x01010101 * other & ~(255 << 8 * place))
-            for place, other in itertools.product(range(4), (0, 0x55, 255))
-        ]
-    )
-    registers = {"$1": words}
-    operations = {
-        "shr.b32": np.right_shift,
-        "and.b32": np.bitwise_and,
-        "or.b32": np.bitwise_or,
-        "sub.u32": np.subtract,
-        "xor.b32": np.bitwise_xor,
-    }
-    text = triton_kernels._assembly(field)
-    for name, to, left, right in re.findall(r"(\w+\.(?:b32|u32)) ([$\w]+), ([$\w]+), (\w+);", text):
-        registers[to] = operations[name](registers[left], np.uint32(int(right, 0)))
+    words = ptx.words()
+    registers = ptx.run(triton_kernels._assembly(field), _1=words)
     found = registers["$0"].view(np.int8)
     wanted = (words.view(np.uint8) >> 2 * field & 3).astype(np.int8) - 1
     assert_array_equal(found, wanted)

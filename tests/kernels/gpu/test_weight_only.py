@@ -173,7 +173,8 @@ def test_what_cannot_be_packed_is_told():
         (("mxfp4", codes, bytes_), {"group_size": 16}, "group_size=16.*mxfp4.*32"),
         (("int4", codes, scale), {"group_size": 16}, r"\[2, 2\].*\[2, 4\]"),
         (("mxfp4", codes, scale), {}, "float32.*mxfp4 takes torch.uint8"),
-        (("mxfp4", codes, bytes_ * 0 + 255), {}, "255, the NaN of E8M0"),
+        (("mxfp4", codes, bytes_ * 0 + 255), {}, "255, a NaN of E8M0"),
+        (("nvfp4", codes[:, :32], bytes_ * 0 + 255), {}, "255, a NaN of E4M3"),
         (("int4", codes, scale * 1e9), {"group_size": 32}, "1e.09 is not finite in float16"),
         (("nf4", codes, scale, scale), {"group_size": 32}, "nf4 has no zero_point"),
         (("int4", codes, scale, scale * 16), {"group_size": 32}, "from 16 to 16.*0 to 15"),
@@ -188,7 +189,7 @@ FAULTS = {
         "(column + byte < K)[:, None]",
         "(column + byte < K + 1)[:, None]",
     ),
-    "swapped nibbles": ("(packed >> (BITS * field))", "(packed >> (8 - BITS - BITS * field))"),
+    "swapped nibbles": ("DECODE(packed, field, ", "DECODE(packed, 8 // BITS - 1 - field, "),
     "the scale of another group": ("column // WORD * N + n", "column // WORD * N + n * 0"),
     "which scale of a word": (
         "column // GROUP_SIZE % (WORD // GROUP_SIZE)",

@@ -45,7 +45,8 @@ def test_a_budget_is_what_the_schedulers_start_while_a_weight_arrives():
 
 
 def test_every_format_and_way_is_counted(loops):
-    names = [*instructions.FORMATS, "int4, converted", "int4, half_scale"]
+    others = ["int4, byte_by_byte", "int4, converted", "int4, half_scale"]
+    names = [*instructions.FORMATS, *others]
     assert {name for name, way in loops if way == "multiply"} == set(names)
     assert {name for name, way in loops if way == "multiply_row"} == set(instructions.FORMATS)
     for one in loops.values():
@@ -58,6 +59,12 @@ def test_codes_become_numbers_without_a_conversion(loops):
     ours, converted = loops["int4", "multiply"], loops["int4, converted", "multiply"]
     assert "I2F" not in ours.instructions
     assert converted.instructions["I2F"] >= converted.weights
+
+
+def test_four_bytes_at_a_time_take_fewer_instructions_than_one(loops):
+    ours, single = loops["int4", "multiply"], loops["int4, byte_by_byte", "multiply"]
+    assert ours.per_weight < single.per_weight
+    assert "I2F" not in single.instructions
 
 
 def test_words_of_scales_are_copied_ahead_and_halves_are_not(loops):
