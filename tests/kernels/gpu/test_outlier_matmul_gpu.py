@@ -156,7 +156,7 @@ def test_columns_are_those_of_bitsandbytes():
     assert_array_equal(gpu.outlier_columns(x), wanted)
 
 
-def test_the_operators_are_sound_and_compile_without_a_gpu(on_the_cpu, monkeypatch):
+def test_the_operators_are_sound_and_compile_without_a_gpu(on_the_cpu):
     x, *weight, bias, columns = draw(5, 64, 33, 4)
     torch.library.opcheck(gpu.column_tops, (x,))
     torch.library.opcheck(gpu.multiply, (x, columns, *weight, bias))
@@ -164,8 +164,8 @@ def test_the_operators_are_sound_and_compile_without_a_gpu(on_the_cpu, monkeypat
     compiled = torch.compile(gpu.matmul, backend="aot_eager", fullgraph=True)
     near(compiled(x, *weight, columns=columns, bias=bias), x, *weight, bias)
     # A number of columns that depends on data must be allowed for.
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
-    near(compiled(x, *weight, bias=bias), x, *weight, bias)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        near(compiled(x, *weight, bias=bias), x, *weight, bias)
 
 
 @pytest.mark.parametrize("interpreted", [True, False])
