@@ -75,6 +75,11 @@ def _blocks(w, group_size):
     """w [out, in] -> float32 [out, blocks, group_size]"""
     arguments.matrix(w, "w", FLOATS, "[out, in]")
     out, in_ = w.shape
+    if group_size < 1 or group_size % min(packed.PLANES):
+        raise ValueError(
+            f"group_size={group_size} does not fit in={in_}; "
+            f"pass a multiple of {min(packed.PLANES)} that divides it"
+        )
     if in_ % group_size:
         raise ValueError(
             f"in={in_} is not a multiple of the {group_size} neighbours that share a scale; fill "

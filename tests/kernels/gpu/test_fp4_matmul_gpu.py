@@ -241,6 +241,8 @@ def test_what_cannot_be_packed_is_told(name):
             PACK[name](w)
     with pytest.raises(ValueError, match=r"group_size=8 does not fit in=64.*multiple of 16"):
         gpu.pack_nf4(torch.zeros(2, 64), 8)
+    with pytest.raises(ValueError, match=r"group_size=7 does not fit in=40.*multiple of 16"):
+        gpu.pack_nf4(torch.zeros(4, 40), 7)
 
 
 # Module, those that read it at their top, and what is changed in it.
