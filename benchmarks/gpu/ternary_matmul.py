@@ -120,7 +120,7 @@ def tunings(device, quick=False):
 
         def run(weight, config, x=x, x_scale=x_scale, m=m):
             y = x.new_empty(m, size, dtype=torch.float16)
-            for launch in gpu.launches(x, x_scale, weight, None, y, config, architecture):
+            for launch in gpu.launches(x, x_scale, weight, None, y, config):
                 launch.run()
             return y
 

@@ -72,7 +72,6 @@ def product(codes, scale, columns, x, w_float, w_codes, w_scale, bias, out, arch
         "GROUP": config.group,
         "BULK": False,
     }
-    # On sm_100 Triton 3.6 forms int8 products by mma.sync, not by its own tensor core instruction.
     does = ["int8 tensor core"]
     if steps and not full:
         does.append("fp16 tensor core")

@@ -2,7 +2,7 @@
 
 Few rows: what counts is bytes of w under way, and 64 columns of 64 rows are only 1 KiB.  Many:
 tensor cores wait for codes to be taken out of their bytes, once for all rows of a tile of x.
-Book: 6.2
+Book: 6.1
 """
 
 from qbook.kernels.weight_only.configs import PROGRAMS, Config

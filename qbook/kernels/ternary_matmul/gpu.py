@@ -106,7 +106,7 @@ def ternary_matmul_int8(
         # The interpreter cannot compute with bfloat16: the same numbers as float32.
         y, bias = y.float(), None if bias is None else bias.float()
     config = configs.choose(*y.shape, codes.shape[1] // w.plane, found)
-    for launch in launches(x_codes, x_scale, w, bias, y, config, found):
+    for launch in launches(x_codes, x_scale, w, bias, y, config):
         launch.run()
     return y.to(out_dtype)
 
@@ -132,7 +132,7 @@ def by_torch(x_codes, x_scale, w, bias, out_dtype):
     return (y if bias is None else y + bias.float()).to(out_dtype)
 
 
-def launches(x_codes, x_scale, w, bias, y, config, architecture):
+def launches(x_codes, x_scale, w, bias, y, config):
     """-> the launches, in their order, that fill y; tensors may be on the "meta" device"""
     from qbook.kernels.ternary_matmul import triton_kernels
 
@@ -163,8 +163,7 @@ def launches(x_codes, x_scale, w, bias, y, config, architecture):
     }
     grid = (-(-n // config.block_n), -(-m // config.block_m), config.parts)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "fuse": False}
-    # On sm_100 Triton 3.6 multiplies int8 by mma.sync, which has another name there.
-    does = () if architecture == 100 else ("int8 tensor core",)
+    does = ("int8 tensor core",)
     found = [Launch(triton_kernels.multiply, grid, parameters, **options, does=does)]
     if config.parts > 1:
         ends |= {"parts_ptr": sums, "y_ptr": y, "BLOCK_N": 1024}
@@ -187,6 +186,6 @@ def contracts(architecture):
             y = torch.empty(m, n, dtype=torch.float16, **meta)
             config = configs.choose(m, n, codes.shape[1] // w.plane, architecture)
             # The second launch is the same for all.
-            found = launches(x_codes, x_scale, w, None, y, config, architecture)
+            found = launches(x_codes, x_scale, w, None, y, config)
             for launch in found if m == 1 else found[:1]:
                 yield f"W2A8 {m} x {k} x {n}, {launch.kernel.__name__}", launch
