@@ -158,13 +158,22 @@ def read(rooms=ROOMS, architectures=device.ARCHITECTURES, only=""):
 
     only:  a text that the names of the launches must hold
     """
-    command = [sys.executable, "-m", "qbook.kernels.gpu.contract", *rooms, "--json"]
-    command += ["--only", only, "--arch", *map(str, architectures)]
+    architectures = map(str, architectures)
+    rows = elsewhere("qbook.kernels.gpu.contract", *rooms, "--only", only, "--arch", *architectures)
+    return [Report(**row) for row in rows]
+
+
+def elsewhere(module, *arguments):
+    """What ``python -m module --json`` prints on its last line, in a process where Triton compiles
+
+    Raises RuntimeError, with the end of what it said, where it fails.
+    """
+    command = [sys.executable, "-m", module, "--json", *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr[-3000:]}")
-    return [Report(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _reports(rooms, architectures, only):

@@ -15,10 +15,9 @@ import argparse
 import collections
 import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
+
+from qbook.kernels.gpu import contract
 
 # The way of one row and that of sixteen, as ``matmul.contracts`` names them.
 WAYS = {"multiply_row": 1, "multiply": 16}
@@ -77,12 +76,8 @@ def loop(code):
 
 def read(architecture):
     """-> ``Loop`` of every format and way and of the alternatives, compiled in another process"""
-    command = [sys.executable, "-m", __name__, "--json", "--arch", str(architecture)]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr[-3000:]}")
-    return [Loop(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    rows = contract.elsewhere(__name__, "--arch", str(architecture))
+    return [Loop(**row) for row in rows]
 
 
 def _launches(architecture):
@@ -114,8 +109,6 @@ def _alternatives(launch):
 
 
 def _loops(architecture):
-    from qbook.kernels.gpu import contract
-
     for name, way, launch in _launches(architecture):
         names = loop(contract.compile_for(launch, architecture).asm["sass"])
         given = launch.arguments
