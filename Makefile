@@ -18,8 +18,9 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --disable-pip-version-check -q torch -c constraints.txt $(TORCH_ARGS)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt -c constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e . -c constraints.txt
-# An outsider of the tests: one of its modules suffices, and its 26 requirements would not.
+# Outsiders of the tests: one module of each suffices, and their dozens of requirements would not.
 	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps aimet-torch -c constraints.txt || echo "aimet-torch is not to be had; its tests are skipped"
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation hqq termcolor -c constraints.txt || echo "hqq is not to be had; its tests are skipped"
 	@touch $@
 
 book: $(STAMP) notebooks

@@ -152,29 +152,38 @@ def sample(model, prompt, count, *, seed=0):
     return decode(ids)
 
 
-def train(seed=0, *, steps=STEPS, report=None):
+def train(
+    seed=0,
+    *,
+    steps=STEPS,
+    batch_size=BATCH,
+    learning_rate=LEARNING_RATE,
+    dropout=DROPOUT,
+    prepare=None,
+    make_optimizer=None,
+    report=None,
+):
     """-> the model after ``steps`` of AdamW with warm-up and cosine decay, in eval mode.
 
+    prepare:        function model -> model, applied to the untrained model: other layers in place
+                    of its own start from the same numbers and see the same batches
+    make_optimizer: function model -> optimizer; None: ``adamw``.  Its learning rate is set here
     report(step, loss): called every hundredth of the way with the mean training loss since then.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CharGPT(DROPOUT)
-        matrices = [p for p in model.parameters() if p.ndim == 2]
-        vectors = [p for p in model.parameters() if p.ndim == 1]
-        optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors}],
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-        )
+        model = CharGPT(dropout)
+        # Drawn before prepare, which may draw numbers too.
         text = encode(tiny_shakespeare())
         text = text[: int(TRAINED_SHARE * len(text))]
-        places = torch.randint(len(text) - CONTEXT, (steps, BATCH))
+        places = torch.randint(len(text) - CONTEXT, (steps, batch_size))
+        model = model if prepare is None else prepare(model)
+        optimizer = (make_optimizer or adamw)(model)
         total, every = 0.0, max(steps // 100, 1)
         for step in range(steps):
             cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * min((step + 1) / WARMUP, 0.02 + 0.98 * cosine)
+                group["lr"] = learning_rate * min((step + 1) / WARMUP, 0.02 + 0.98 * cosine)
             ids = text[places[step][:, None] + torch.arange(CONTEXT + 1)]
             loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
             optimizer.zero_grad()
@@ -186,6 +195,17 @@ def train(seed=0, *, steps=STEPS, report=None):
                 report(step + 1, total / every)
                 total = 0.0
     return model.eval()
+
+
+def adamw(model):
+    """-> AdamW as the model was trained with: weight decay on matrices only"""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors}],
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+    )
 
 
 def main():
