@@ -18,7 +18,7 @@ a sum with infinity in it is infinite or NaN.  Weights that large ask for bfloat
 
 import torch
 
-from qbook.formats import E2M1, E4M3, E8M0, NF4, scaled
+from qbook.formats import E2M1, NF4, microscaling
 from qbook.kernels.gpu import arguments
 from qbook.kernels.weight_only import matmul as weight_only
 from qbook.kernels.weight_only import packed
@@ -38,8 +38,7 @@ def pack_mxfp4(w):
     has the smallest scale.  Raises ValueError for another type, shape or length, NaN and infinity.
     """
     blocks = _blocks(w, FORMATS["mxfp4"].group_size)
-    scale = scaled.power_of_two_scale(blocks, E2M1, axis=2)
-    return _pack("mxfp4", E2M1.encode(blocks / scale), E8M0.encode(scale))
+    return _pack_scaled("mxfp4", microscaling.quantize_mx(blocks.flatten(1), E2M1))
 
 
 def pack_nvfp4(w):
@@ -50,14 +49,7 @@ def pack_nvfp4(w):
     tensor_scale 1.  Raises ValueError as ``pack_mxfp4``.
     """
     blocks = _blocks(w, FORMATS["nvfp4"].group_size)
-    largest = _largest(blocks)
-    top = largest.amax() if largest.numel() else largest.new_zeros(())
-    # Below the smallest normal number a quotient is no longer near to what it stands for.
-    tensor_scale = (top / (E2M1.max * E4M3.max)).clamp_min(torch.finfo(torch.float32).tiny)
-    tensor_scale = torch.where(top == 0, 1, tensor_scale)
-    scale = E4M3.encode((largest / E2M1.max / tensor_scale).clamp_min(E4M3.smallest_subnormal))
-    codes = E2M1.encode(blocks / (E4M3.decode(scale) * tensor_scale))
-    return _pack("nvfp4", codes, scale, tensor_scale=tensor_scale)
+    return _pack_scaled("nvfp4", microscaling.quantize_nvfp4(blocks.flatten(1)))
 
 
 def pack_nf4(w, group_size=64):
@@ -68,7 +60,7 @@ def pack_nf4(w, group_size=64):
     blocks = _blocks(w, group_size)
     absmax = _largest(blocks)
     codes = NF4.encode(blocks * (1 / absmax.clamp_min(SMALLEST)))
-    return _pack("nf4", codes, absmax, group_size=group_size)
+    return packed.pack("nf4", codes.flatten(1), absmax[..., 0], group_size=group_size)
 
 
 def _blocks(w, group_size):
@@ -96,9 +88,10 @@ def _largest(blocks):
     return largest
 
 
-def _pack(name, codes, scale, **options):
-    """codes [out, blocks, group_size], scale [out, blocks, 1] -> ``PackedWeight``"""
-    return packed.pack(name, codes.flatten(1), scale[..., 0], **options)
+def _pack_scaled(name, stored):
+    """``microscaling.Blocks`` of w [out, in] -> ``PackedWeight``"""
+    tensor = {} if stored.tensor_scale is None else {"tensor_scale": stored.tensor_scale}
+    return packed.pack(name, stored.codes, stored.scale[..., 0], **tensor)
 
 
 def contracts(architecture):

@@ -8,6 +8,7 @@ import torch
 from faults import must_fail
 from numpy.testing import assert_array_equal
 
+from qbook.formats import microscaling
 from qbook.kernels.fp4_matmul import gpu
 from qbook.kernels.gpu import casts, fields
 from qbook.kernels.weight_only import configs, decode, matmul, packed, triton_kernels
@@ -315,13 +316,22 @@ def test_a_seeded_fault_is_found(fault, monkeypatch, tmp_path):
 
 
 PACKING_FAULTS = {
-    "the scale of E2M1": ("blocks / scale)", "blocks / (2 * scale))"),
-    "no scale of the tensor": ("largest / E2M1.max / tensor_scale", "largest / E2M1.max"),
-    "not divided by the tensor's": ("(E4M3.decode(scale) * tensor_scale)", "E4M3.decode(scale)"),
-    "the largest scale": ("top / (E2M1.max * E4M3.max)", "top / (E2M1.max * 256)"),
-    "a scale of zero": ("E4M3.smallest_subnormal)", "2.0**-8)"),
-    "largest, not largest magnitude": ("blocks.abs().amax", "blocks.amax"),
-    "divided by another": ("blocks * (1 / absmax", "blocks * (0.9 / absmax"),
+    "the scale of E2M1": (microscaling, "blocks / power)", "blocks / (2 * power))"),
+    "no scale of the tensor": (
+        microscaling,
+        "largest / E2M1.max / tensor_scale",
+        "largest / E2M1.max",
+    ),
+    "not divided by the tensor's": (
+        microscaling,
+        "(1.0 / tensor_scale) / E4M3.decode(scale)",
+        "1.0 / E4M3.decode(scale)",
+    ),
+    "the largest scale": (microscaling, "top / (E2M1.max * E4M3.max)", "top / (E2M1.max * 256)"),
+    "a scale of zero": (microscaling, "E4M3.smallest_subnormal)", "2.0**-8)"),
+    "blocks in another order": (gpu, "blocks.flatten(1)", "blocks.flip(0).flatten(1)"),
+    "largest, not largest magnitude": (gpu, "blocks.abs().amax", "blocks.amax"),
+    "divided by another": (gpu, "blocks * (1 / absmax", "blocks * (0.9 / absmax"),
 }
 
 
@@ -334,4 +344,6 @@ def test_a_seeded_fault_of_packing_is_found(fault, monkeypatch, tmp_path):
             w = draw(9, 192)
             same(getattr(packing, f"pack_{name}")(w), name, w)
 
-    must_fail(monkeypatch, tmp_path, gpu, *PACKING_FAULTS[fault], check)
+    module, old, new = PACKING_FAULTS[fault]
+    users = (gpu,) if module is microscaling else ()
+    must_fail(monkeypatch, tmp_path, module, old, new, check, users)
