@@ -2,9 +2,12 @@
 
 Same first weights, same batches, same schedule; only layers or optimizer differ.  Half as long a
 training as the shipped model's, without dropout.  Book: 5.2, 5.3
-Run: ``python -m qbook.experiments.from_scratch``, the training in float32 that others are held to.
+Run: ``python -m qbook.experiments.from_scratch``, the training in float32 that others are held to;
+``python -m qbook.experiments.from_scratch faster`` (``fastest``, ``beyond``), the same at two
+(four, eight) times the learning rate.
 """
 
+import sys
 import time
 
 from qbook.experiments import recorded
@@ -12,6 +15,12 @@ from qbook.models import char_gpt
 
 RECIPE = {"steps": 1500, "batch_size": 16, "dropout": 0.0}
 SEEDS = (0, 1)
+ARMS = {
+    "": {},
+    "faster": {"learning_rate": 2 * char_gpt.LEARNING_RATE, "seeds": (0,)},
+    "fastest": {"learning_rate": 4 * char_gpt.LEARNING_RATE, "seeds": (0,)},
+    "beyond": {"learning_rate": 8 * char_gpt.LEARNING_RATE, "seeds": (0,)},
+}
 
 
 def run(prepare=None, make_optimizer=None, *, seeds=SEEDS, judge=None, report=None, **recipe):
@@ -45,15 +54,17 @@ def run(prepare=None, make_optimizer=None, *, seeds=SEEDS, judge=None, report=No
 
 
 def main():
-    start = time.time()
-    rows = run(report=lambda row, _: print(row["seed"], row["validation"], flush=True))
+    arm = sys.argv[1] if len(sys.argv) > 1 else ""
+    if arm not in ARMS:
+        sys.exit(f"ARM={arm!r} is unknown; leave it out, or choose {', '.join(filter(None, ARMS))}")
+    start, settings = time.time(), {"seeds": SEEDS} | ARMS[arm]
+    rows = run(report=lambda row, _: print(row["seed"], row["validation"], flush=True), **settings)
     path = recorded.save(
-        "from_scratch",
+        "_".join(filter(None, ("from_scratch", arm))),
         rows,
-        command="python -m qbook.experiments.from_scratch",
-        seeds=SEEDS,
+        command=f"python -m qbook.experiments.from_scratch {arm}".strip(),
         seconds=time.time() - start,
-        **RECIPE,
+        **RECIPE | settings,
     )
     print(path.name)
 

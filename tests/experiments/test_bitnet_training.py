@@ -55,7 +55,7 @@ def test_the_rules_err_in_the_order_that_they_must():
     assert errors["best, rows"] <= errors["best"] <= errors["0.7 mean"] <= errors["absmean"]
 
 
-@pytest.mark.parametrize("arm", ["float32", "ternary", "faster"])
+@pytest.mark.parametrize("arm", ["float32", "ternary", "faster", "fastest", "beyond"])
 def test_the_record_holds_every_seed_of_its_arm(arm):
     record = recorded.load(f"bitnet_{arm}")
     assert [row["seed"] for row in record["results"]] == list(bitnet_training.ARMS[arm]["seeds"])
