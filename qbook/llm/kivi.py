@@ -35,11 +35,31 @@ class Grouped(NamedTuple):
         return self.packed.nbytes + self.scale.nbytes + self.low.nbytes
 
 
-def quantize(x, bits, group_size, axis):
+def own_ends(low, high):
+    """Smallest and largest number of each group -> the ends of its range: these two, KIVI's choice
+
+    Source: quant/new_pack.py.  ``with_zero`` and ``symmetric`` are others to compare with.
+    """
+    return low, high
+
+
+def with_zero(low, high):
+    """As ``own_ends``, stretched until 0 lies inside, as an integer zero-point needs it"""
+    return low.clamp(max=0), high.clamp(min=0)
+
+
+def symmetric(low, high):
+    """As ``own_ends``, -m and m with m the largest magnitude: no minimum needs to be stored"""
+    reach = torch.maximum(low.abs(), high.abs())
+    return -reach, reach
+
+
+def quantize(x, bits, group_size, axis, *, ends=own_ends):
     """x [..., t, d] -> Grouped.  axis: -2: groups of neighbouring tokens; -1: of channels
 
-    bits: 1 to 8.  Raises ValueError for NaN or infinity, for bits that do not pack, for another
-    axis and for a group_size that does not divide.
+    bits: 1 to 8.  ends: function (low, high) of the groups -> ends of their ranges.
+    Raises ValueError for NaN or infinity, for bits that do not pack, for another axis and for a
+    group_size that does not divide.
     """
     if axis not in (-1, -2):
         raise ValueError(f"axis={axis} is neither channels, -1, nor tokens, -2")
@@ -47,7 +67,7 @@ def quantize(x, bits, group_size, axis):
         raise ValueError("x holds NaN or infinity; a cache of it cannot be read again")
     x = x.detach() if axis == -1 else x.detach().transpose(-1, -2)
     groups = granularity.split_groups(x, group_size)
-    low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
+    low, high = ends(groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True))
     scale = (high - low) / (2**bits - 1)
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     codes = ((groups - low) / scale).round().clamp(0, 2**bits - 1).to(torch.uint8)
@@ -68,17 +88,31 @@ class Cache:
     group_size: tokens of a key channel, channels of a value, that share a range (paper: 32)
     residual:   how many of the last tokens may stay real (paper: 128), a multiple of group_size
     key_axis, value_axis: -2, tokens, and -1, channels, in the paper; others to compare with
+    ends:       as ``quantize``
+    in_blocks:  tokens that could leave one at a time leave in blocks too: the same tokens are
+                real for every choice of axes
     Raises ValueError for a residual that group_size does not divide.
     """
 
-    def __init__(self, *, bits=2, group_size=32, residual=128, key_axis=-2, value_axis=-1):
-        if residual < group_size or residual % group_size:
+    def __init__(
+        self,
+        *,
+        bits=2,
+        group_size=32,
+        residual=128,
+        key_axis=-2,
+        value_axis=-1,
+        ends=own_ends,
+        in_blocks=False,
+    ):
+        if residual < 0 or residual % group_size:
             raise ValueError(
                 f"residual={residual} is no multiple of group_size={group_size}; the paper's are "
                 "128 and 32"
             )
         self.bits, self.group_size, self.residual = bits, group_size, residual
         self.axes = {"keys": key_axis, "values": value_axis}
+        self.ends, self.in_blocks = ends, in_blocks
         self.stored = {"keys": [], "values": []}
         self.recent = {}
 
@@ -86,12 +120,9 @@ class Cache:
         """keys, values [..., new tokens, d] join the cache.  Full parts of it are quantized."""
         for name, new in (("keys", keys), ("values", values)):
             held = torch.cat([self.recent[name], new], dim=-2) if name in self.recent else new
-            full = self._full(held.shape[-2], self.axes[name])
+            full = self.settled(name, held.shape[-2])
             if full:
-                oldest = held[..., :full, :]
-                self.stored[name].append(
-                    quantize(oldest, self.bits, self.group_size, self.axes[name])
-                )
+                self.stored[name].append(self.quantize(name, held[..., :full, :]))
             self.recent[name] = held[..., full:, :]
 
     def read(self):
@@ -109,12 +140,17 @@ class Cache:
         parts = (part for parts in self.stored.values() for part in parts)
         return sum(p.nbytes for p in parts) + sum(t.nbytes for t in self.recent.values())
 
-    def _full(self, tokens, axis):
-        """How many of the oldest real tokens are quantized now"""
-        if axis == -1:
+    def quantize(self, name, x):
+        """name: "keys" or "values", x [..., t, d] of them -> Grouped, as this cache stores it"""
+        return quantize(x, self.bits, self.group_size, self.axes[name], ends=self.ends)
+
+    def settled(self, name, tokens):
+        """How many of the first ``tokens`` keys or values are quantized, the others being real"""
+        if self.axes[name] == -1 and not self.in_blocks:
             # A token has all its channels: it can leave alone.
             return max(tokens - self.residual, 0)
-        return tokens // self.residual * self.residual
+        block = max(self.residual, self.group_size)
+        return tokens // block * block
 
 
 def bits_per_number(bits, group_size, *, float_bits=16):

@@ -140,20 +140,25 @@ def rotate_heads(model, value, output, q):
 
 
 class RotatedLinear(nn.Module):
-    """x [..., in] -> (x h) (W h)^T + bias: a Linear that transforms its own input at run time.
+    """x [..., in] -> (x q) (W q)^T + bias: a Linear that transforms its own input at run time.
 
     For inputs whose writer cannot be rotated, such as those behind a GELU.  The Linear inside,
-    ``linear``, holds the rotated weight; quantize that one.  Raises ValueError as
-    ``hadamard.matrix``.
+    ``linear``, holds the rotated weight; quantize that one.
+
+    seed: of q = ``hadamard.matrix(in, seed=seed)``; None: no signs, as in the authors' code, so
+          that the sum of x becomes one of the outputs, larger than the others where x has a mean
+    Raises ValueError as ``hadamard.matrix``.
     """
 
-    def __init__(self, linear):
+    def __init__(self, linear, *, seed=None):
         super().__init__()
-        rotated = hadamard.transform(linear.weight.detach().double()).to(linear.weight)
+        signs = hadamard.signs(linear.weight.shape[1], seed).to(linear.weight.device)
+        rotated = hadamard.transform(linear.weight.detach().double() * signs).to(linear.weight)
         self.linear = replace(nn.Sequential(linear), {"0": rotated})[0]
+        self.register_buffer("signs", None if seed is None else signs.to(linear.weight))
 
     def forward(self, x):
-        return self.linear(hadamard.transform(x))
+        return self.linear(hadamard.transform(x if self.signs is None else x * self.signs))
 
 
 def _rotated_outputs(layer, q):

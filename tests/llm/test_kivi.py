@@ -82,7 +82,80 @@ def test_bytes_are_those_of_the_formula_and_of_the_real_tokens():
     assert kivi.bits_per_number(2, 32) == 3
 
 
+@pytest.mark.parametrize(
+    ("residual", "keys_real", "values_real"), [(0, 4, 0), (8, 4, 8), (32, 4, 32)]
+)
+def test_without_a_window_only_the_unfinished_group_of_keys_is_real(
+    residual, keys_real, values_real
+):
+    """100 tokens in groups of 8: the last 4 wait for their group, or for the block of 32."""
+    x = normal(100, 16)
+    cache = kivi.Cache(bits=2, group_size=8, residual=residual)
+    cache.append(x, x)
+    for x_hat, real in zip(cache.read(), (keys_real, values_real), strict=True):
+        same = (x_hat == x).all(dim=1)
+        assert bool(same[100 - real :].all())
+        assert not bool(same[: 100 - real].any())
+
+
+def test_blocks_keep_the_same_tokens_real_whatever_the_axes():
+    x = normal(100, 16)
+    for axes in ((-1, -1), (-1, -2), (-2, -1), (-2, -2)):
+        cache = kivi.Cache(
+            group_size=8, residual=32, key_axis=axes[0], value_axis=axes[1], in_blocks=True
+        )
+        cache.append(x, x)
+        assert all(torch.equal(x_hat[96:], x[96:]) for x_hat in cache.read())
+        assert {len(t) for t in cache.recent.values()} == {4}
+
+
+def test_factors_and_offsets_of_a_channel_leave_its_codes_along_tokens():
+    """x -> 8 x + 3: powers of two and small integers are exact, so are the codes."""
+    x = (normal(64, 6) * 100).round()
+    factor, offset = torch.tensor([1, 8, 1, 1, 64, 1.0]), torch.tensor([0, 3, -5, 0, 7, 0.0])
+    plain, moved = (kivi.quantize(y, 2, 32, -2) for y in (x, x * factor + offset))
+    assert torch.equal(plain.packed, moved.packed)
+    x_hat = kivi.dequantize(plain) * factor + offset
+    # float64, numbers up to 2e4.
+    assert float((kivi.dequantize(moved) - x_hat).abs().max()) <= 1e-10
+    assert not torch.equal(*(kivi.quantize(y, 2, 6, -1).packed for y in (x, x * factor + offset)))
+
+
+@pytest.mark.parametrize(
+    ("ends", "levels"),
+    [
+        (kivi.own_ends, [6.0, 7.0, 8.0, 9.0]),
+        (kivi.with_zero, [6.0, 6.0, 9.0, 9.0]),
+        (kivi.symmetric, [3.0, 9.0, 9.0, 9.0]),
+    ],
+)
+def test_ranges_by_hand(ends, levels):
+    """6, 7, 8, 9 in two bits: steps of 1, of 3 from 0 on, of 6 from -9 on; there 6 is a tie."""
+    x = torch.tensor([[6.0, 7.0, 8.0, 9.0]])
+    assert kivi.dequantize(kivi.quantize(x, 2, 4, -1, ends=ends)).tolist() == [levels]
+
+
+def test_ranges_of_negative_numbers_by_hand():
+    """-9, -8, -7, -5 in two bits: steps of 3 from -9 to 0, of 6 from -9 to 9."""
+    x = torch.tensor([[-9.0, -8.0, -7.0, -5.0]])
+    for ends, levels in (
+        (kivi.with_zero, [-9.0, -9.0, -6.0, -6.0]),
+        (kivi.symmetric, [-9.0, -9.0, -9.0, -3.0]),
+    ):
+        assert kivi.dequantize(kivi.quantize(x, 2, 4, -1, ends=ends)).tolist() == [levels]
+
+
+def test_a_cache_passes_its_ends_on():
+    x = normal(8, 8) + 5
+    cache = kivi.Cache(group_size=8, residual=8, ends=kivi.symmetric)
+    cache.append(x, x)
+    expected = kivi.dequantize(kivi.quantize(x, 2, 8, -2, ends=kivi.symmetric))
+    assert torch.equal(cache.read()[0], expected)
+
+
 def test_wrong_calls_say_what_would_work():
+    with pytest.raises(ValueError, match="residual=-32 is no multiple"):
+        kivi.Cache(residual=-32)
     with pytest.raises(ValueError, match="residual=40 is no multiple of group_size=32"):
         kivi.Cache(residual=40)
     with pytest.raises(ValueError, match="axis=0 is neither channels"):

@@ -99,3 +99,34 @@ def test_heads_that_do_not_divide_are_refused(model):
         quarot.rotate_heads(
             model, "blocks.0.attention.value", "blocks.0.attention.output", hadamard.matrix(12)
         )
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("shape", [(12,), (2, 5, 12)])
+def test_a_linear_that_rotates_its_input_rotates_its_weight(shape, seed):
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(12, 7).double()
+    x = torch.randn(shape, generator=generator).double()
+    q = hadamard.matrix(12, seed=seed)
+    rotated = quarot.RotatedLinear(linear, seed=seed)
+    seen = []
+    rotated.linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        assert float((rotated(x) - linear(x)).abs().max()) <= 1e-13
+        assert float((rotated.linear.weight - linear.weight @ q).abs().max()) <= 1e-13
+    assert float((seen[0] - x @ q).abs().max()) <= 1e-13
+
+
+def test_signs_keep_a_mean_from_becoming_an_outlier():
+    x = 1 + 0.1 * torch.randn(50, 64, generator=torch.Generator().manual_seed(0)).double()
+    largest = {}
+    for seed in (None, 0):
+        rotated = quarot.RotatedLinear(nn.Linear(64, 3).double(), seed=seed)
+        rotated.linear.register_forward_pre_hook(
+            lambda _, inputs, seed=seed: largest.update({seed: float(inputs[0].abs().max())})
+        )
+        with torch.no_grad():
+            rotated(x)
+    # sqrt(64) times the mean of 1; signs leave normal numbers of size 1, 64 of them.
+    assert largest[None] >= 7.8
+    assert largest[0] <= 4.5

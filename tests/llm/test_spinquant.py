@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from qbook import affine
 from qbook.llm import hadamard, quarot, spinquant
 from qbook.models import char_gpt
+from qbook.ste import round_ste
 
 STREAM = quarot.char_gpt_stream()
 
@@ -80,3 +82,72 @@ def test_learning_lowers_the_loss_of_the_quantized_model_and_keeps_that_of_the_r
     with torch.no_grad():
         found = quarot.rotate(fused, STREAM, q)(ids[:, :-1])
     assert float((found - wanted).abs().max()) <= 1e-9
+
+
+def test_layers_that_are_skipped_stay_real_and_then_nothing_is_to_be_learned():
+    model = char_gpt.load().double()
+    fused = quarot.fuse(quarot.center(model, STREAM), STREAM)
+    names = [*STREAM.writers, *(name for names in STREAM.readers.values() for name in names)]
+    ids = torch.randint(65, (1, 20), generator=torch.Generator().manual_seed(0))
+
+    def loss(call, step):
+        return F.cross_entropy(call(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+    start = hadamard.matrix(128, seed=0)
+    moved = {}
+    for label, skip in {"all": names, "head": ["head"], "none": []}.items():
+        q = spinquant.learn(fused, STREAM, loss, start, steps=1, lr=1.0, bits=3, skip=skip)
+        moved[label] = float((q - start).abs().max())
+    # The real model is the same for every rotation: its gradient is rounding, in float64.
+    assert moved["all"] <= 1e-10
+    assert moved["head"] > 1e-4
+    assert abs(moved["none"] / moved["head"] - 1) > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 9)])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gradients_through_the_scale_are_those_of_the_formula_written_out(bits, symmetric, shape):
+    g = torch.Generator().manual_seed(bits)
+    x = torch.randn(shape, generator=g).double().requires_grad_()
+    weight = torch.randn(shape, generator=g).double()
+    high, low = x.amax(-1, keepdim=True).clamp(min=0), x.amin(-1, keepdim=True).clamp(max=0)
+    if symmetric:
+        step = torch.maximum(high, -low) / (2 ** (bits - 1) - 1)
+    else:
+        step = (high - low) / (2**bits - 1)
+    expected = step * round_ste(x / step)
+    (wanted,) = torch.autograd.grad((expected * weight).sum(), x)
+    found = spinquant.fake_quantize(x, bits, axis=-1, symmetric=symmetric, through_scale=True)
+    (gradient,) = torch.autograd.grad((found * weight).sum(), x)
+    plain = affine.choose_qparams(x.detach(), bits, axis=-1, symmetric=symmetric)
+    found, expected = found.detach(), expected.detach()
+    assert float((found - affine.fake_quantize(x.detach(), plain)).abs().max()) <= 1e-14
+    # Within the range both round to the same multiple of the step; at its ends codes may clip.
+    inside = (found - expected).abs() <= 1e-12
+    if bool(inside.all()):
+        assert float((gradient - wanted).abs().max()) <= 1e-12
+    straight = spinquant.fake_quantize(x, bits, axis=-1, symmetric=symmetric)
+    (ones,) = torch.autograd.grad(straight.sum(), x)
+    assert set(ones.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_through_the_scale_descent_on_the_error_is_descent_on_the_range():
+    """The mean squared error of rounding is that of the steps over 12: their gradients agree."""
+    x = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0)).double()
+    x[:, 3] *= 5
+    q = rotation(16, seed=1).requires_grad_()
+
+    def skew(loss):
+        (g,) = torch.autograd.grad(loss, q)
+        return (g @ q.T - q @ g.T).detach().flatten()
+
+    wanted = skew((x @ q).abs().amax(dim=1).pow(2).mean())
+    cosine = {}
+    for through in (False, True):
+        y = x @ q
+        rounded = spinquant.fake_quantize(y, 4, axis=-1, symmetric=True, through_scale=through)
+        found = skew((rounded - y.detach()).pow(2).mean())
+        cosine[through] = float(F.cosine_similarity(found, wanted, dim=0))
+    assert cosine[True] >= 0.7
+    assert abs(cosine[False]) <= 0.4
