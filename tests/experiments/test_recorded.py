@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -43,4 +44,5 @@ def test_every_record_of_the_package_is_complete(path):
     record = json.loads(path.read_text())
     wanted = {"command", "date", "device", "threads", "versions", "seeds", "seconds", "results"}
     assert wanted <= record.keys()
-    assert record["command"].startswith(("python -m qbook.experiments.", "python -m benchmarks."))
+    # Also behind a launcher, such as python -m torch.distributed.run.
+    assert re.match(r"python (-m .* )?-m (qbook\.experiments|benchmarks)\.", record["command"])
