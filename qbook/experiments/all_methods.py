@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from qbook.experiments import recorded
+from qbook.experiments import recorded, sst2_probe
 from qbook.pipeline import report
 from qbook.pipeline.quantize import quantize
 from qbook.ranges.minmax import minmax
@@ -76,18 +76,12 @@ def separable(images=2000):
 
 
 def minilm(sentences=872):
-    from sklearn.linear_model import LogisticRegression
-
     from qbook.data import sst2
     from qbook.models import minilm
 
     model = minilm.load()
-    texts, labels = sst2("train")
-    probe = LogisticRegression(C=10, max_iter=1000).fit(
-        model.encode(texts[:3000]).numpy(), labels[:3000]
-    )
-    held_out, answers = sst2("dev")
-    held_out, answers = held_out[:sentences], np.asarray(answers[:sentences])
+    texts, _ = sst2("train")
+    probe, (held_out, answers) = sst2_probe.fit(model), sst2_probe.held_out(sentences)
 
     def draw(seed):
         places = np.random.default_rng(seed).permutation(len(texts))[:160]

@@ -11,8 +11,8 @@ import sys
 import time
 
 import qbook
-from qbook.experiments import all_methods, recorded
-from qbook.llm import awq_layers, scaling
+from qbook.experiments import all_methods, planted_outliers, recorded
+from qbook.llm import awq_layers
 
 SEEDS = (0, 1, 2)
 MODELS = ("char_gpt", "minilm")
@@ -57,15 +57,6 @@ def minilm_groups(layers=6):
             awq_layers.Group(None, (f"{layer}output.dense",)),
         ]
     return groups
-
-
-def with_outliers(model, blocks=4, channels=CHANNELS, factor=FACTOR):
-    """character GPT -> a copy of the same function whose normalised inputs have large channels"""
-    for b in range(blocks):
-        readers = [f"blocks.{b}.attention.{name}" for name in ATTENTION]
-        model = scaling.plant(model, f"blocks.{b}.attention_norm", readers, channels, factor)
-        model = scaling.plant(model, f"blocks.{b}.mlp_norm", [f"blocks.{b}.up"], channels, factor)
-    return model
 
 
 def run(subject, groups, settings, *, methods=METHODS, skip=(), seeds=SEEDS, every=1, report=None):
@@ -138,11 +129,12 @@ def settings(name):
     real = all_methods.char_gpt()._replace(
         draw=lambda seed: [char_gpt.windows("train", WINDOWS, seed=seed)[:, :-1]]
     )
+    outliers = planted_outliers.in_norms(real.model, CHANNELS, FACTOR)
     shared = {"groups": char_gpt_groups(), "settings": [(3, 64), (3, 128), (4, 128)]}
     shared["skip"] = ("head",)
     return {
         "real": shared | {"subject": real},
-        "outliers": shared | {"subject": real._replace(model=with_outliers(real.model))},
+        "outliers": shared | {"subject": real._replace(model=outliers)},
     }
 
 

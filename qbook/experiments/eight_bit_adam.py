@@ -5,7 +5,6 @@ short and judged on the first windows of the held-out text.  Book: 5.2
 Run: ``python -m qbook.experiments.eight_bit_adam``.
 """
 
-import math
 import time
 
 import numpy as np
@@ -64,28 +63,17 @@ def run(name, *, seeds=SEEDS, **recipe):
 
     A training that ends in a gradient of NaN or infinity has validation None and the step reached.
     """
-    rows = []
-    for seed in seeds:
-        optimizers, build, start = [], make_optimizer(name), time.time()
 
-        def make(model, optimizers=optimizers, build=build):
-            optimizers.append(build(model))
-            return optimizers[-1]
+    def watch(optimizer):
+        states = list(optimizer.state.values())
+        return {
+            "bytes": adam8bit.stored_bytes(optimizer),
+            "zeros": {moment: zeros(states, moment) for moment in ("first", "second")},
+        }
 
-        try:
-            rows += from_scratch.run(None, make, seeds=(seed,), **(RECIPE | recipe))
-        except ValueError as error:
-            if "gradient" not in str(error):
-                raise
-            seconds = round(time.time() - start)
-            rows.append({"seed": seed, "training": [], "validation": None, "seconds": seconds})
-        if rows[-1]["validation"] is not None and not math.isfinite(rows[-1]["validation"]):
-            rows[-1]["validation"] = None
-        states = list(optimizers[-1].state.values())
-        rows[-1]["steps"] = min(state["step"] for state in states)
-        rows[-1]["bytes"] = adam8bit.stored_bytes(optimizers[-1])
-        rows[-1]["zeros"] = {moment: zeros(states, moment) for moment in ("first", "second")}
-    return rows
+    return from_scratch.run_watched(
+        None, make_optimizer(name), watch, seeds=seeds, **(RECIPE | recipe)
+    )
 
 
 def zeros(states, moment):

@@ -48,33 +48,13 @@ def run(name, *, seeds=(0,), **recipe):
     if name not in ARMS:
         raise ValueError(f"arm {name!r} is not known; choose one of {', '.join(ARMS)}")
     in_fp8, stored = ARMS[name]
-    optimizers, rows = [], []
 
-    def make(model):
-        optimizers.append(make_optimizer(**stored)(model))
-        return optimizers[-1]
+    def watch(optimizer):
+        return {"zeros": zeros(optimizer), "bytes": stored_bytes(optimizer)}
 
-    for seed in seeds:
-        start = time.time()
-        try:
-            prepare = convert if in_fp8 else None
-            rows += from_scratch.run(prepare, make, seeds=(seed,), **recipe)
-        except ValueError:
-            if not optimizers or gradients_are_finite(optimizers[-1]):
-                raise
-            seconds = round(time.time() - start)
-            rows.append({"seed": seed, "training": [], "validation": None, "seconds": seconds})
-        states = optimizers[-1].state.values()
-        rows[-1]["steps"] = min(state["step"] for state in states)
-        rows[-1]["zeros"] = zeros(optimizers[-1])
-        rows[-1]["bytes"] = stored_bytes(optimizers[-1])
-    return rows
-
-
-def gradients_are_finite(optimizer):
-    """-> does no parameter of the optimizer have a gradient with NaN or infinity?"""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    return all(bool(torch.isfinite(p.grad).all()) for p in params if p.grad is not None)
+    return from_scratch.run_watched(
+        convert if in_fp8 else None, make_optimizer(**stored), watch, seeds=seeds, **recipe
+    )
 
 
 def convert(model):

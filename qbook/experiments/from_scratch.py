@@ -7,8 +7,11 @@ Run: ``python -m qbook.experiments.from_scratch``, the training in float32 that 
 (four, eight) times the learning rate.
 """
 
+import math
 import sys
 import time
+
+import torch
 
 from qbook.experiments import recorded
 from qbook.models import char_gpt
@@ -51,6 +54,42 @@ def run(prepare=None, make_optimizer=None, *, seeds=SEEDS, judge=None, report=No
         if report:
             report(row, model)
     return rows
+
+
+def run_watched(prepare, make_optimizer, watch, *, seeds, **recipe):
+    """Trainings that may diverge, one a seed -> rows of ``run`` with "steps" and what was watched
+
+    watch: function optimizer -> dict of what its states look like at the end
+    A training whose optimizer refuses a gradient of NaN or infinity ends there: its validation is
+    None, its list of losses empty, and "steps" says how many were made.
+    """
+    rows = []
+    for seed in seeds:
+        optimizers, start = [], time.time()
+
+        def make(model, optimizers=optimizers):
+            optimizers.append(make_optimizer(model))
+            return optimizers[-1]
+
+        try:
+            rows += run(prepare, make, seeds=(seed,), **recipe)
+        except ValueError:
+            if not optimizers or gradients_are_finite(optimizers[-1]):
+                raise
+            seconds = round(time.time() - start)
+            rows.append({"seed": seed, "training": [], "validation": None, "seconds": seconds})
+        if rows[-1]["validation"] is not None and not math.isfinite(rows[-1]["validation"]):
+            rows[-1]["validation"] = None
+        states = optimizers[-1].state.values()
+        rows[-1]["steps"] = min(state["step"] for state in states)
+        rows[-1] |= watch(optimizers[-1])
+    return rows
+
+
+def gradients_are_finite(optimizer):
+    """-> does no parameter of the optimizer have a gradient with NaN or infinity?"""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return all(bool(torch.isfinite(p.grad).all()) for p in params if p.grad is not None)
 
 
 def main():

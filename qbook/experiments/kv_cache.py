@@ -11,7 +11,6 @@ import itertools
 import time
 
 import torch
-from torch.nn import functional as F
 
 from qbook.experiments import recorded
 from qbook.llm import cached_attention, hadamard, key_transform, kivi, scaling
@@ -73,16 +72,6 @@ PLANTS = {
 }
 
 
-@torch.no_grad()
-def losses(model, ids, batch_size=32):
-    """ids [n, t + 1] -> nats a character of each window, [n] float64"""
-    found = []
-    for batch in ids.split(batch_size):
-        logits = model(batch[:, :-1]).transpose(1, 2)
-        found.append(F.cross_entropy(logits, batch[:, 1:], reduction="none").double().mean(dim=1))
-    return torch.cat(found)
-
-
 def arms(plants=PLANTS, widths=(2, 4), group_sizes=(32, 8), residuals=(0, 32, 64)):
     """-> list of (description, function that changes the model, keywords of kivi.Cache)
 
@@ -121,11 +110,11 @@ def run(ids, *, report=None, **which):
     First comes a row {"what": "real"} with the loss itself.
     """
     model, kivis = char_gpt.load(), {}
-    real = losses(model, ids)
+    real = char_gpt.losses(model, ids)
     rows = [{"what": "real", "loss": round(float(real.mean()), 5)}]
     for description, change, settings in arms(**which):
         cached = cached_attention.with_cache(change(model), BLOCKS, char_gpt.HEADS, **settings)
-        found = losses(cached, ids)
+        found = char_gpt.losses(cached, ids)
         row = description | _difference("loss", found, real)
         if description["what"] == "axes":
             setting = tuple(description[key] for key in ("plant", "bits", "group"))

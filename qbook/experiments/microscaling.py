@@ -13,13 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from qbook import affine, granularity
-from qbook.experiments import recorded
-from qbook.formats import E2M1, E2M3, E4M3, NF4, microscaling, scaled
-from qbook.llm import hadamard
-from qbook.llm.scaling import plant
+from qbook.experiments import planted_outliers, recorded, sst2_probe
+from qbook.formats import E2M1, E2M3, E4M3, microscaling
+from qbook.llm import hadamard, nf4
 from qbook.models import weights
 from qbook.ptq import simulate
 
@@ -47,13 +45,6 @@ def integers(bits, group_size=None):
     return rounded
 
 
-def normal_float(x):
-    """x [..., n] -> x_hat in NF4, a scale for 64 neighbours"""
-    groups = granularity.split_groups(x, 64)
-    rounded = scaled.fake_quantize(groups, NF4, scaled.absmax_scale(groups, NF4, axis=-1))
-    return granularity.merge_groups(rounded)
-
-
 def rotated(rounded, width, seed=0):
     """-> function x -> x_hat, rounded after a random Hadamard rotation of every ``width`` numbers
 
@@ -69,6 +60,8 @@ def rotated(rounded, width, seed=0):
 
 
 mx = partial(partial, microscaling.fake_quantize)
+# A scale for 64 neighbours, in float32.
+normal_float = partial(nf4.fake_quantize, double=False)
 # Label -> what rounds the weights.
 WEIGHTS = {
     "INT8": integers(8),
@@ -151,20 +144,11 @@ def char_gpt(windows=200, planted=False):
 
     ids = char_gpt.windows("validation", windows)
     model = char_gpt.load()
-    for i in range(char_gpt.LAYERS if planted else 0):
-        block = f"blocks.{i}"
-        readers = [f"{block}.attention.{name}" for name in ("query", "key", "value")]
-        model = plant(model, f"{block}.attention_norm", readers, OUTLIERS, FACTOR)
-        model = plant(model, f"{block}.mlp_norm", [f"{block}.up"], OUTLIERS, FACTOR)
+    if planted:
+        model = planted_outliers.in_norms(model, OUTLIERS, FACTOR)
 
-    @torch.no_grad()
     def judge(model):
-        losses = []
-        for batch in ids.split(50):
-            logits, targets = model(batch[:, :-1]), batch[:, 1:]
-            loss = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-            losses.append(loss.double().mean(dim=1))
-        return {"loss": torch.cat(losses).numpy()}
+        return {"loss": char_gpt.losses(model, ids, batch_size=50).numpy()}
 
     return Subject(model, judge)
 
@@ -174,21 +158,15 @@ def minilm(sentences=872, training=3000):
 
     accuracy in %, and how far the embeddings, of length 1, moved: squared distance times 1000
     """
-    from sklearn.linear_model import LogisticRegression
-
-    from qbook.data import sst2
     from qbook.models import minilm
 
     model = minilm.load()
-    texts, labels = sst2("train")
-    probe = LogisticRegression(C=10, max_iter=1000)
-    probe.fit(model.encode(texts[:training]).numpy(), labels[:training])
-    held_out, answers = (part[:sentences] for part in sst2("dev"))
+    probe, (held_out, answers) = sst2_probe.fit(model, training), sst2_probe.held_out(sentences)
     before = model.encode(held_out)
 
     def judge(model):
         vectors = model.encode(held_out)
-        right = probe.predict(vectors.numpy()) == np.asarray(answers)
+        right = probe.predict(vectors.numpy()) == answers
         moved = (vectors - before).double().pow(2).sum(dim=1)
         return {"accuracy": 100.0 * right, "moved": 1000 * moved.numpy()}
 

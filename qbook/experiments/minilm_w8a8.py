@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from qbook.experiments import recorded
+from qbook.experiments import recorded, sst2_probe
 from qbook.llm import llm_int8, smoothquant
 
 CALIBRATED, CHOSEN = slice(3000, 3512), slice(4000, 4128)
@@ -44,18 +44,12 @@ class Task(NamedTuple):
 
 def task(sentences=None, calibrated=None, chosen=None, probed=3000):
     """MiniLM and its sentences; the arguments cut the splits down.  Raises ``DataUnavailable``."""
-    from sklearn.linear_model import LogisticRegression
-
     from qbook.data import sst2
     from qbook.models import minilm
 
     model = minilm.load()
-    texts, labels = sst2("train")
-    held_out, answers = sst2("dev")
-    held_out, answers = held_out[:sentences], np.asarray(answers[:sentences])
-    probe = LogisticRegression(C=10, max_iter=1000).fit(
-        model.encode(texts[:probed]).numpy(), labels[:probed]
-    )
+    texts, _ = sst2("train")
+    probe, (held_out, answers) = sst2_probe.fit(model, probed), sst2_probe.held_out(sentences)
     for_alpha = texts[CHOSEN][:chosen]
     before = model.encode(for_alpha)
     return Task(

@@ -14,7 +14,7 @@ import time
 import torch
 
 import qbook
-from qbook.experiments import recorded
+from qbook.experiments import awq_int3, planted_outliers, recorded
 from qbook.llm import hadamard, quarot, scaling, smoothquant
 from qbook.models import char_gpt
 from qbook.ptq import simulate
@@ -32,12 +32,10 @@ WINDOWS = 100
 
 def subjects():
     """-> dict: name -> the character GPT, the same function with its numbers elsewhere"""
-    trained = gains = values = char_gpt.load()
+    trained = values = char_gpt.load()
+    gains = planted_outliers.in_norms(trained, GAINS, FACTOR)
     for block in BLOCKS:
-        attention, mlp = f"blocks.{block}.attention", f"blocks.{block}.mlp_norm"
-        readers = STREAM.readers[f"{attention}_norm"]
-        gains = scaling.plant(gains, f"{attention}_norm", readers, GAINS, FACTOR)
-        gains = scaling.plant(gains, mlp, STREAM.readers[mlp], GAINS, FACTOR)
+        attention = f"blocks.{block}.attention"
         values = scaling.plant(
             values, f"{attention}.value", [f"{attention}.output"], VALUES, FACTOR
         )
@@ -73,15 +71,7 @@ def inside(flat, seed=0):
 
 def smoothed(model, alpha=0.5, windows=16):
     """-> a copy smoothed: norms, values, and the input of ``down``, at run time"""
-    groups = []
-    for block in BLOCKS:
-        attention, mlp = f"blocks.{block}.attention", f"blocks.{block}.mlp_norm"
-        groups += [
-            (f"{attention}_norm", list(STREAM.readers[f"{attention}_norm"])),
-            (f"{attention}.value", [f"{attention}.output"]),
-            (mlp, list(STREAM.readers[mlp])),
-            (None, [f"blocks.{block}.down"]),
-        ]
+    groups = [(group.writer, list(group.readers)) for group in awq_int3.char_gpt_groups()]
     ids = char_gpt.windows("train", windows, seed=98)[:, :-1]
     return smoothquant.smooth(model, groups, smoothquant.maxima(model, lambda m: m(ids)), alpha)
 

@@ -82,9 +82,10 @@ def signs(n, seed):
     return 2.0 * torch.randint(2, (n,), generator=generator).double() - 1
 
 
-def transform(x):
+def transform(x, *, inverse=False):
     """torch x [..., n] -> x h [..., n], h the Hadamard matrix of order n over sqrt(n)
 
+    inverse: x h^T, which undoes it; powers of two are their own inverses
     n log2 n additions where n is a power of two.  Raises ValueError as ``matrix``.
     """
     n = x.shape[-1]
@@ -98,5 +99,6 @@ def transform(x):
         y = torch.stack([first + second, first - second], dim=-2).reshape(-1, order, power)
         half *= 2
     if order > 1:
-        y = torch.einsum("nop,oq->nqp", y, paley(order).to(x))
+        small = paley(order).T if inverse else paley(order)
+        y = torch.einsum("nop,oq->nqp", y, small.to(x))
     return (y / math.sqrt(n)).reshape(x.shape)

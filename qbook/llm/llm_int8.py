@@ -93,9 +93,8 @@ def simulate(model, *, threshold=6.0, bits=8, names=None, keep_floats=True):
     for name in known if names is None else names:
         if name not in known:
             raise ValueError(f"no Linear is called {name!r}; this model has {', '.join(known)}")
-        parent, _, last = name.rpartition(".")
         simulated = SimulatedLinear(
             known[name], threshold=threshold, bits=bits, keep_floats=keep_floats
         )
-        copied.get_submodule(parent)._modules[last] = simulated
+        copied.set_submodule(name, simulated)
     return copied

@@ -106,7 +106,7 @@ def attach(model, rank, *, alpha=16, names=None, make_base=NF4Linear):
         if name not in found:
             raise ValueError(f"no Linear is called {name!r}; this model has {', '.join(found)}")
         base = found[name] if make_base is None else make_base(found[name])
-        _put(attached, name, LoRALinear(base, rank, alpha))
+        attached.set_submodule(name, LoRALinear(base, rank, alpha))
     return attached
 
 
@@ -118,10 +118,5 @@ def merge(model):
     merged = copy.deepcopy(model)
     layers = [(name, m) for name, m in merged.named_modules() if isinstance(m, LoRALinear)]
     for name, layer in layers:
-        _put(merged, name, layer.merged())
+        merged.set_submodule(name, layer.merged())
     return merged
-
-
-def _put(model, name, layer):
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, layer)

@@ -43,8 +43,8 @@ def rotate(w, h, seed=0):
 def restore(w_rotated, seed=0):
     """w' [out, in] -> w: what ``rotate`` did to the weight, undone"""
     left, right = _signs(w_rotated, seed)
-    w = _inverse(w_rotated.T).T * left[:, None]
-    return _inverse(w) * right
+    w = hadamard.transform(w_rotated.T, inverse=True).T * left[:, None]
+    return hadamard.transform(w, inverse=True) * right
 
 
 def incoherence(matrix):
@@ -111,8 +111,3 @@ def _signs(w, seed):
     """-> [out], [in] of +-1, different draws for the two sides"""
     left, right = (hadamard.signs(n, 2 * seed + side) for side, n in enumerate(w.shape))
     return left.to(w), right.to(w)
-
-
-def _inverse(x):
-    """x [..., n] -> x h^T, which undoes ``hadamard.transform``"""
-    return x @ hadamard.matrix(x.shape[-1]).to(x).T

@@ -142,6 +142,16 @@ def cross_entropy(model, ids, batch_size=64):
 
 
 @torch.no_grad()
+def losses(model, ids, batch_size=32):
+    """ids [n, t + 1] -> nats a character of each window, [n] float64: for differences of models"""
+    found = []
+    for batch in ids.split(batch_size):
+        logits = model(batch[:, :-1]).transpose(1, 2)
+        found.append(F.cross_entropy(logits, batch[:, 1:], reduction="none").double().mean(dim=1))
+    return torch.cat(found)
+
+
+@torch.no_grad()
 def sample(model, prompt, count, *, seed=0):
     """prompt, a text -> the text continued by ``count`` characters drawn from the model"""
     generator = torch.Generator().manual_seed(seed)

@@ -16,7 +16,8 @@ import torch
 from qbook.formats import scaled
 from qbook.formats.dynamic import DYNAMIC, DYNAMIC_UNSIGNED
 from qbook.formats.table import Format
-from qbook.training.fp8_adam import adamw
+from qbook.training import stored_adam
+from qbook.training.stored_adam import StoredAdamW, adamw, constants
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def load(stored):
     return blocks.flatten()[: values.numel()].reshape(values.shape)
 
 
-class AdamW8bit(torch.optim.Optimizer):
+class AdamW8bit(StoredAdamW):
     """AdamW with moments as BlockTensors; ``torch.optim.AdamW`` to the bit where they are float32.
 
     first, second: Format of the first and second moment; None: float32
@@ -99,19 +100,6 @@ class AdamW8bit(torch.optim.Optimizer):
         stored = {"first": first, "second": second, "group_size": group_size}
         super().__init__(params, defaults | stored | {"min_8bit_size": min_8bit_size})
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        """One step on every parameter with a gradient -> the closure's loss, or None."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step_one(p, group)
-        return loss
-
     def _step_one(self, p, group):
         state = self.state[p]
 
@@ -127,8 +115,7 @@ class AdamW8bit(torch.optim.Optimizer):
             raise ValueError("a gradient holds NaN or infinity; skip the step or lower the rate")
         state["step"] += 1
         m, v = load(state["first"]), load(state["second"])
-        constants = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        w, m, v = adamw(p.float(), p.grad.float(), m, v, state["step"], **constants)
+        w, m, v = adamw(p.float(), p.grad.float(), m, v, state["step"], **constants(group))
         p.copy_(w)
         keep("first", m)
         keep("second", v)
@@ -136,8 +123,7 @@ class AdamW8bit(torch.optim.Optimizer):
 
 def stored_bytes(optimizer):
     """-> {"first": bytes, "second": bytes} after a step, codes and scales, over all parameters."""
-    states = list(optimizer.state.values())
-    return {name: sum(state[name].nbytes for state in states) for name in ("first", "second")}
+    return stored_adam.stored_bytes(optimizer, ("first", "second"))
 
 
 def _blocks(x, group_size):

@@ -2,20 +2,18 @@
 
 Peng et al. 2023 (FP8-LM), arXiv:2310.18313, section 2.2, "precision decoupling": gradient and first
 moment in FP8, second moment and master weight in FP16, each tensor with one scale.  The order is
-the released code's, Azure/MS-AMP, optim/adamw_base.py: states are read, updated in float32, used,
-and only then rounded.  The update is Loshchilov and Hutter 2019, arXiv:1711.05101.  Book: 5.2
+the released code's, Azure/MS-AMP, optim/adamw_base.py, see ``stored_adam``.  Book: 5.2
 """
-
-import math
 
 import torch
 
-from qbook.training import scaled_tensor
+from qbook.training import scaled_tensor, stored_adam
+from qbook.training.stored_adam import StoredAdamW, adamw, constants
 
 STORED = ("master", "gradient", "first", "second")
 
 
-class FP8AdamW(torch.optim.Optimizer):
+class FP8AdamW(StoredAdamW):
     """AdamW on scaled tensors; ``torch.optim.AdamW`` to the bit where all four are float32.
 
     master, gradient, first, second: torch dtype each is stored in
@@ -45,19 +43,6 @@ class FP8AdamW(torch.optim.Optimizer):
             scaled_tensor.store(torch.empty(0), dtype)
         super().__init__(params, defaults | stored | {"scaled": scaled})
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        """One step on every parameter with a gradient -> the closure's loss, or None."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step_one(p, group)
-        return loss
-
     def _step_one(self, p, group):
         state = self.state[p]
 
@@ -72,21 +57,11 @@ class FP8AdamW(torch.optim.Optimizer):
         state["step"] += 1
         keep("gradient", p.grad)
         w, g, m, v = (scaled_tensor.load(state[name]) for name in STORED)
-        constants = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        w, m, v = adamw(w, g, m, v, state["step"], **constants)
+        w, m, v = adamw(w, g, m, v, state["step"], **constants(group))
         keep("master", w)
         keep("first", m)
         keep("second", v)
         p.copy_(scaled_tensor.load(state["master"]))
-
-
-def adamw(w, g, m, v, step, *, lr, betas, eps, weight_decay):
-    """A step on float32 tensors w, g, m, v of one shape -> the new w, m, v; step is 1 or more."""
-    m = m.lerp(g, 1 - betas[0])
-    v = (v * betas[1]).addcmul(g, g, value=1 - betas[1])
-    size = lr / (1 - betas[0] ** step)
-    rms = v.sqrt() / math.sqrt(1 - betas[1] ** step)
-    return (w * (1 - lr * weight_decay)).addcdiv(m, rms + eps, value=-size), m, v
 
 
 def stored_bytes(optimizer):
@@ -95,5 +70,4 @@ def stored_bytes(optimizer):
     Counted on the tensors that ``optimizer.state`` holds.  The float32 copy that autograd works on
     is no part of it: where matrix products run in FP8, it is a byte more.
     """
-    states = list(optimizer.state.values())
-    return {name: sum(state[name].nbytes for state in states) for name in STORED}
+    return stored_adam.stored_bytes(optimizer, STORED)

@@ -134,10 +134,9 @@ def convert(model, *, recipe="current", skip=(), **settings):
         if type(module) is not nn.Linear or any(f"{name}.".startswith(f"{s}.") for s in skip):
             continue
         new = made.setdefault(module, _from_linear(module, recipe, settings))
-        parent, _, attribute = name.rpartition(".")
         if not name:
             return new
-        setattr(modules[parent], attribute, new)
+        converted.set_submodule(name, new)
     return converted
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from qbook.data import available, how_to_get
-from qbook.experiments import awq_int3, recorded
+from qbook.experiments import awq_int3, planted_outliers, recorded
 from qbook.llm import scaling
 from qbook.models import char_gpt, minilm
 
@@ -39,7 +39,7 @@ def test_scales_undo_planted_outliers_at_toy_size():
 @torch.no_grad()
 def test_outliers_are_planted_in_every_block_and_the_function_stays():
     model = char_gpt.load().double()
-    planted = awq_int3.with_outliers(model)
+    planted = planted_outliers.in_norms(model, awq_int3.CHANNELS, awq_int3.FACTOR)
     # float64, logits of about 10.
     assert float((planted(IDS) - model(IDS)).abs().max()) <= 1e-10
     for block, own in zip(planted.blocks, model.blocks, strict=True):

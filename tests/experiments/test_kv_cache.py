@@ -41,7 +41,7 @@ def test_nothing_that_is_planted_changes_the_function(change):
 
 def test_losses_are_those_of_the_model():
     model = char_gpt.load()
-    found = kv_cache.losses(model, IDS, batch_size=2)
+    found = char_gpt.losses(model, IDS, batch_size=2)
     assert found.shape == (3,)
     # float32 sums.
     assert abs(float(found.mean()) - char_gpt.cross_entropy(model, IDS)) <= 1e-5

@@ -27,6 +27,13 @@ def test_the_fast_transform_is_the_product_with_the_matrix(shape):
     assert float((hadamard.transform(x) - expected).abs().max()) <= 1e-13
 
 
+@pytest.mark.parametrize("n", [8, 12, 28, 40])
+def test_the_inverse_undoes_the_transform(n):
+    x = torch.randn(3, n, generator=torch.Generator().manual_seed(2)).double()
+    back = hadamard.transform(hadamard.transform(x), inverse=True)
+    assert float((back - x).abs().max()) <= 1e-14 * 100
+
+
 def test_signs_stand_before_the_transform():
     x = torch.randn(4, 16, generator=torch.Generator().manual_seed(1)).double()
     expected = hadamard.transform(x * hadamard.signs(16, 7))
